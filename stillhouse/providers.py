@@ -1,0 +1,126 @@
+"""Who answers: the two protocols that a training loop is written against.
+
+A `TeacherLogitsProvider` answers requests: a live service (`client`), a fixture, or a store. A
+`StudentLogitsProvider` computes logits and applies gradients to whatever it wraps. `kd.kd_step` connects the two
+and knows nothing else of either.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence as SequenceOf
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from stillhouse.encodings import Dense, Encoding
+from stillhouse.payloads import Payload
+from stillhouse.request import All, Last, LogitsRequest, Positions, Sequence, TeacherDescription
+
+TokenBatch = SequenceOf[SequenceOf[int]]
+"""A batch of token id sequences, of any lengths."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One payload per sequence of a request, in its order, and who gave it. Times in seconds."""
+
+    payloads: tuple[Payload, ...]
+    fingerprint: str
+    cache_hits: int = 0
+    queue_seconds: float = 0.0
+    compute_seconds: float = 0.0
+    encode_seconds: float = 0.0
+
+
+class TeacherLogitsProvider(ABC):
+    """Answers requests for a teacher's logits."""
+
+    @abstractmethod
+    def describe(self) -> TeacherDescription:
+        """Return what is served. May be called often: an implementation that must ask remembers the answer."""
+
+    @abstractmethod
+    def answer(self, request: LogitsRequest) -> Answer:
+        """Answer one request.
+
+        Raises:
+            TeacherError: one of its kinds, when there is no answer.
+        """
+
+    def logits(
+        self,
+        input_ids: TokenBatch,
+        *,
+        encoding: Encoding | None = None,
+        positions: Positions | None = None,
+        temperature: float = 1.0,
+        vocabulary_size: int = 0,
+    ) -> tuple[Payload, ...]:
+        """Ask about plain sequences of ids: one payload each, in order.
+
+        By default every logit (`Dense()`) at every position (`All()`) of each sequence.
+
+        Raises:
+            InvalidRequestError: an argument that no teacher could serve.
+            TeacherError: one of its kinds, when there is no answer.
+        """
+        chosen = All() if positions is None else positions
+        request = LogitsRequest(
+            sequences=tuple(Sequence(tuple(map(int, ids)), positions=chosen) for ids in input_ids),
+            encoding=encoding or Dense(),
+            temperature=temperature,
+            vocabulary_size=vocabulary_size,
+        )
+        return self.answer(request).payloads
+
+
+class StudentLogitsProvider(ABC):
+    """Computes a student's logits and applies gradients with respect to them.
+
+    A row is one prediction. `compute_logits` and `apply_gradients` speak of the same rows in the same order.
+    """
+
+    @property
+    @abstractmethod
+    def vocabulary_size(self) -> int:
+        """V: the width of a logit row."""
+
+    @abstractmethod
+    def compute_logits(self, input_ids: TokenBatch) -> Tensor:
+        """Return `[B, V]`: for each sequence, the logits at its last position."""
+
+    @abstractmethod
+    def compute_position_logits(self, input_ids: TokenBatch) -> list[Tensor]:
+        """Return one `[L_i, V]` for each sequence: the logits at every position."""
+
+    @abstractmethod
+    def apply_gradients(self, gradients: Tensor | SequenceOf[Tensor], num_valid: int | None = None) -> None:
+        """Take one optimiser step.
+
+        `gradients` has the shape of what was computed last: `[B, V]`, or one `[L_i, V]` for each sequence; each
+        row is the derivative of that row's loss, not yet averaged: the step divides by `num_valid`, by default the
+        number of rows. An empty gradient changes nothing.
+
+        Raises:
+            ValueError: rows of another number or width than were computed.
+        """
+
+    @abstractmethod
+    def save_checkpoint(self, folder: Path) -> None:
+        """Write everything that the student has learnt into `folder`, completely or not at all.
+
+        Raises:
+            CheckpointError: nothing to save, a NaN, or a failed write.
+        """
+
+
+__all__ = [
+    "All",
+    "Answer",
+    "Last",
+    "StudentLogitsProvider",
+    "TeacherLogitsProvider",
+    "TokenBatch",
+]
