@@ -1,0 +1,124 @@
+"""Stillhouse: knowledge distillation with the teacher as a service.
+
+The public names are imported when they are first used, so that `import stillhouse` is quick and pulls in no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+from stillhouse.version import __version__
+
+if TYPE_CHECKING:
+    from stillhouse.client import AsyncTeacherClient, TeacherClient
+    from stillhouse.encodings import Candidates, Dense, Encoding, Hidden, Sampled, TopK
+    from stillhouse.errors import StillhouseError, TeacherError
+    from stillhouse.fixtures import FixtureStudent, FixtureTeacher
+    from stillhouse.kd import (
+        causal_lm_kd_loss,
+        kd_logit_gradient,
+        kd_loss,
+        kd_loss_and_gradient,
+        kd_step,
+        kd_step_per_position,
+    )
+    from stillhouse.payloads import (
+        CandidateLogits,
+        DenseLogits,
+        HiddenStates,
+        Payload,
+        SampledCounts,
+        TopKLogits,
+        concatenate,
+    )
+    from stillhouse.providers import Answer, StudentLogitsProvider, TeacherLogitsProvider
+    from stillhouse.request import All, Explicit, From, Last, LogitsRequest, Sequence, TeacherDescription
+
+_HOME = {
+    "AsyncTeacherClient": "client",
+    "TeacherClient": "client",
+    "Candidates": "encodings",
+    "Dense": "encodings",
+    "Encoding": "encodings",
+    "Hidden": "encodings",
+    "Sampled": "encodings",
+    "TopK": "encodings",
+    "StillhouseError": "errors",
+    "TeacherError": "errors",
+    "FixtureStudent": "fixtures",
+    "FixtureTeacher": "fixtures",
+    "causal_lm_kd_loss": "kd",
+    "kd_logit_gradient": "kd",
+    "kd_loss": "kd",
+    "kd_loss_and_gradient": "kd",
+    "kd_step": "kd",
+    "kd_step_per_position": "kd",
+    "CandidateLogits": "payloads",
+    "DenseLogits": "payloads",
+    "HiddenStates": "payloads",
+    "Payload": "payloads",
+    "SampledCounts": "payloads",
+    "TopKLogits": "payloads",
+    "concatenate": "payloads",
+    "Answer": "providers",
+    "StudentLogitsProvider": "providers",
+    "TeacherLogitsProvider": "providers",
+    "All": "request",
+    "Explicit": "request",
+    "From": "request",
+    "Last": "request",
+    "LogitsRequest": "request",
+    "Sequence": "request",
+    "TeacherDescription": "request",
+}
+
+__all__ = [
+    "All",
+    "Answer",
+    "AsyncTeacherClient",
+    "CandidateLogits",
+    "Candidates",
+    "Dense",
+    "DenseLogits",
+    "Encoding",
+    "Explicit",
+    "FixtureStudent",
+    "FixtureTeacher",
+    "From",
+    "Hidden",
+    "HiddenStates",
+    "Last",
+    "LogitsRequest",
+    "Payload",
+    "Sampled",
+    "SampledCounts",
+    "Sequence",
+    "StillhouseError",
+    "StudentLogitsProvider",
+    "TeacherClient",
+    "TeacherDescription",
+    "TeacherError",
+    "TeacherLogitsProvider",
+    "TopK",
+    "TopKLogits",
+    "__version__",
+    "causal_lm_kd_loss",
+    "concatenate",
+    "kd_logit_gradient",
+    "kd_loss",
+    "kd_loss_and_gradient",
+    "kd_step",
+    "kd_step_per_position",
+]
+
+
+def __getattr__(name: str) -> object:
+    home = _HOME.get(name)
+    if home is None:
+        raise AttributeError(f"module 'stillhouse' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"stillhouse.{home}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

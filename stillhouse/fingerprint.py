@@ -23,7 +23,7 @@ CACHE_KEY_VERSION = 1
 """Part of every cache key: raise it when the meaning of a key or the bytes of a payload change."""
 
 
-def fingerprint(*fields: str | bytes | int | float) -> str:
+def fingerprint(*fields: str | bytes | float) -> str:
     """Return the fingerprint of a list of fields; their types and boundaries count."""
     digest = hashlib.blake2b(digest_size=DIGEST_BYTES)
     for field in fields:
@@ -49,7 +49,7 @@ def weights_fingerprint(tensors: Mapping[str, Tensor]) -> str:
 
 def _tensor_digest(tensor: Tensor) -> bytes:
     flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-    return hashlib.blake2b(memoryview(flat.numpy()), digest_size=DIGEST_BYTES).digest()
+    return hashlib.blake2b(flat.numpy().data, digest_size=DIGEST_BYTES).digest()
 
 
 def tokens_fingerprint(tokens: Iterable[str]) -> str:
@@ -89,9 +89,7 @@ def _positions_bytes(sequence: Sequence) -> bytes:
     return np.asarray(sequence.position_indices(), dtype="<u4").tobytes()
 
 
-def _encoding_fields(
-    encoding: Encoding, temperature: float, vocabulary_size: int
-) -> tuple[str | bytes | int | float, ...]:
+def _encoding_fields(encoding: Encoding, temperature: float, vocabulary_size: int) -> tuple[str | bytes | float, ...]:
     match encoding:
         case Dense(value_type):
             return ("dense", value_type, vocabulary_size)

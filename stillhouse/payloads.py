@@ -33,11 +33,10 @@ class DenseLogits:
 class HiddenStates:
     """Final hidden states `[P, D]`, bfloat16 or float32; the logits are rebuilt with the output head.
 
-    `vocabulary_size` is N: the rebuilt logits are cut to it.
+    Neither a temperature nor N stands here, since neither changes a hidden state: whoever rebuilds knows both.
     """
 
     hidden: Tensor
-    vocabulary_size: int
 
     @property
     def num_positions(self) -> int:

@@ -1,0 +1,111 @@
+"""Builds the command from its verbs, and turns every error raised on purpose into one line and an exit code.
+
+The services' verbs are entry points of the group `stillhouse.commands`, each a typer app: the library never imports
+a service.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from importlib.metadata import EntryPoint, entry_points
+from types import FrameType
+from typing import Annotated
+
+import click
+import typer
+
+from stillhouse.errors import GuardError, StillhouseError
+from stillhouse.version import __version__
+
+EXIT_DONE = 0
+EXIT_WRONG_INPUT = 2
+EXIT_GUARD = 3
+EXIT_INTERRUPTED = 143
+
+COMMAND_GROUP = "stillhouse.commands"
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"stillhouse {__version__}")
+        raise typer.Exit
+
+
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Distil language models with the teacher as a service."""
+
+
+def _missing_part(entry: EntryPoint, error: ImportError) -> typer.Typer:
+    """Stand in for a service whose packages are not installed: say which extra brings them."""
+    app = typer.Typer(help=f"Not installed: pip install 'stillhouse[{entry.name}]'.", add_completion=False)
+
+    @app.callback(invoke_without_command=True)
+    def explain() -> None:
+        typer.echo(
+            f"error: `stillhouse {entry.name}` needs packages that are not installed ({error.name}): "
+            f"pip install 'stillhouse[{entry.name}]'",
+            err=True,
+        )
+        raise typer.Exit(EXIT_WRONG_INPUT)
+
+    return app
+
+
+def build_app() -> typer.Typer:
+    """Return the whole command, with every verb that is installed."""
+    from stillhouse.cli.data import app as data
+    from stillhouse.cli.demo import demo
+
+    app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+    app.callback()(_root)
+    for entry in sorted(entry_points(group=COMMAND_GROUP), key=lambda entry: entry.name, reverse=True):
+        try:
+            verbs = entry.load()
+        except ImportError as error:
+            verbs = _missing_part(entry, error)
+        app.add_typer(verbs, name=entry.name)
+    app.add_typer(data, name="data")
+    app.command()(demo)
+    return app
+
+
+def run(app: typer.Typer, prog_name: str, arguments: list[str] | None = None) -> int:
+    """Run a typer app with the exit codes of the house; return the code instead of leaving.
+
+    Each service's `__main__` calls this too, so that `python -m` and the command agree.
+    """
+    command = typer.main.get_command(app)
+    try:
+        result = command.main(args=arguments, prog_name=prog_name, standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        return EXIT_WRONG_INPUT
+    except (click.Abort, KeyboardInterrupt):
+        return EXIT_INTERRUPTED
+    except GuardError as error:
+        _complain(error)
+        return EXIT_GUARD
+    except (StillhouseError, OSError) as error:
+        _complain(error)
+        return EXIT_WRONG_INPUT
+    return result if isinstance(result, int) else EXIT_DONE
+
+
+def _complain(error: BaseException) -> None:
+    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)  # noqa: T201 - a command speaks to its user
+
+
+def _interrupt(_signal_number: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def main() -> None:
+    """Run the `stillhouse` command."""
+    # A verb with a loop of its own installs its own handlers; for the rest SIGTERM is the same as Ctrl-C.
+    signal.signal(signal.SIGTERM, _interrupt)
+    sys.exit(run(build_app(), "stillhouse"))

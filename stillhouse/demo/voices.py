@@ -1,0 +1,29 @@
+"""Lets teacher and students continue the same prompts, in plain transformers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+PROMPTS = (
+    "The for statement is used to",
+    "A class definition is",
+    "If an exception is raised in the try clause,",
+)
+
+
+def continue_prompts(folder: Path, prompts: Sequence[str] = PROMPTS, new_tokens: int = 32) -> list[str]:
+    """Return how the model in `folder` continues each prompt, greedily, at most `new_tokens` tokens."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+    tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder)
+    model.eval()
+    batch = tokenizer(list(prompts), return_tensors="pt", padding=True)
+    with torch.inference_mode():
+        ids = model.generate(**batch, max_new_tokens=new_tokens, do_sample=False, pad_token_id=tokenizer.pad_token_id)
+    texts: list[str] = tokenizer.batch_decode(ids[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
+    return texts
