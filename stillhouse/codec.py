@@ -1,0 +1,258 @@
+"""Payload <-> bytes: versioned, self-describing, checksummed.
+
+docs/payload-format.md is the specification. Bytes that are truncated, altered, foreign or of a newer format raise
+`CodecError`; they never become another tensor. Knows nothing of requests, caches or transports.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stillhouse.encodings import ValueType
+from stillhouse.errors import CodecError
+from stillhouse.payload_header import HEADER_BYTES, Header, Kind, read_header
+from stillhouse.payloads import (
+    CandidateLogits,
+    DenseLogits,
+    HiddenStates,
+    Payload,
+    SampledCounts,
+    TopKLogits,
+)
+from stillhouse.sampled_bits import pack_counts, pack_ids, unpack_counts, unpack_ids
+
+DTYPES: dict[ValueType, torch.dtype] = {
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+}
+_VALUE_TYPES: dict[torch.dtype, ValueType] = {dtype: name for name, dtype in DTYPES.items()}
+
+# Where a tensor in a shared buffer must start, for the widest of our elements.
+_ALIGNMENT = 8
+
+
+def encode_payload(payload: Payload) -> bytes:
+    """Return the bytes of a payload; the same payload gives the same bytes, on any device.
+
+    Raises:
+        CodecError: tensors whose shapes, dtypes or ids contradict each other.
+    """
+    _require_little_endian()
+    header = header_of(payload)
+    _check_values(payload)
+    gap_bits = 0
+    if isinstance(payload, SampledCounts):
+        offsets, ids = payload.offsets.cpu().numpy(), payload.token_ids.cpu().numpy().astype(np.int64)
+        counts = pack_counts(payload.counts.cpu().numpy().astype(np.int64), header.rows, header.count)
+        gap_bits, gaps = pack_ids(ids, offsets)
+        body = [_bytes_of(payload.entropy), counts.data, gaps.data]
+    else:
+        body = [_bytes_of(tensor) for tensor in _tensors(payload)]
+    return b"".join([header.pack(body, sum(map(len, body)), gap_bits), *body])
+
+
+def decode_payload(data: bytes | bytearray | memoryview) -> Payload:
+    """Return the payload that `data` holds.
+
+    A writable buffer (a bytearray) is not copied: the tensors share it and keep it alive, and writing to one writes
+    to the other. A read-only one (bytes) is copied once, since a tensor can always be written to.
+
+    Raises:
+        CodecError: anything but the whole, unaltered bytes of one payload of a known format.
+    """
+    _require_little_endian()
+    view = memoryview(data).cast("B")
+    header, gap_bits = read_header(view)
+    array = np.frombuffer(view, dtype=np.uint8)
+    if view.readonly or array.ctypes.data % _ALIGNMENT:
+        array = array.copy()
+    payload = _decode_body(header, _Reader(torch.from_numpy(array)), gap_bits)
+    _check_values(payload)
+    return payload
+
+
+def verify_payload(data: bytes | bytearray | memoryview) -> Header:
+    """Check that `data` is one whole, unaltered payload without decoding it, and return its header.
+
+    Raises:
+        CodecError: as `decode_payload` does for everything but the values themselves.
+    """
+    return read_header(memoryview(data).cast("B"))[0]
+
+
+def header_of(payload: Payload) -> Header:
+    """Return the header of a payload.
+
+    Raises:
+        CodecError: tensors whose shapes or dtypes contradict each other.
+    """
+    match payload:
+        case DenseLogits(logits):
+            _expect("logits", logits, (None, None), *_VALUE_TYPES)
+            return Header(Kind.DENSE, _VALUE_TYPES[logits.dtype], *logits.shape)
+        case HiddenStates(hidden):
+            _expect("hidden", hidden, (None, None), *_VALUE_TYPES)
+            return Header(Kind.HIDDEN, _VALUE_TYPES[hidden.dtype], *hidden.shape)
+        case TopKLogits():
+            logits = payload.logits
+            _expect("logits", logits, (None, None), *_VALUE_TYPES)
+            _expect("token_ids", payload.token_ids, tuple(logits.shape), torch.int32)
+            for name in ("log_normalizer", "log_tail_mass", "tempered_log_normalizer", "tempered_log_tail_mass"):
+                _expect(name, getattr(payload, name), (logits.shape[0],), torch.float32)
+            kind, rows, count = Kind.TOP_K, *logits.shape
+        case CandidateLogits():
+            logits = payload.logits
+            _expect("logits", logits, (None, None), *_VALUE_TYPES)
+            _expect("token_ids", payload.token_ids, (logits.shape[1],), torch.int32)
+            for name in ("log_normalizer", "tempered_log_normalizer"):
+                _expect(name, getattr(payload, name), (logits.shape[0],), torch.float32)
+            kind, rows, count = Kind.CANDIDATES, *logits.shape
+        case SampledCounts():
+            _expect("entropy", payload.entropy, (None,), torch.float32)
+            _expect("offsets", payload.offsets, (payload.num_positions + 1,), torch.int64)
+            _expect("token_ids", payload.token_ids, (None,), torch.int32)
+            _expect("counts", payload.counts, tuple(payload.token_ids.shape), torch.int32)
+            n, temperature = payload.vocabulary_size, float(payload.temperature)
+            return Header(Kind.SAMPLED, None, payload.num_positions, n, payload.draws, temperature)
+    value_type = _VALUE_TYPES[logits.dtype]
+    return Header(kind, value_type, rows, payload.vocabulary_size, count, float(payload.temperature))
+
+
+def _tensors(payload: DenseLogits | HiddenStates | TopKLogits | CandidateLogits) -> tuple[Tensor, ...]:
+    """Return the tensors of a body in the order in which they are written, the widest elements first."""
+    match payload:
+        case DenseLogits(tensor) | HiddenStates(tensor):
+            return (tensor,)
+        case TopKLogits():
+            tempered = (payload.tempered_log_normalizer, payload.tempered_log_tail_mass)
+            return (payload.token_ids, payload.log_normalizer, payload.log_tail_mass, *tempered, payload.logits)
+        case CandidateLogits():
+            normalizers = (payload.log_normalizer, payload.tempered_log_normalizer)
+            return (payload.token_ids, *normalizers, payload.logits)
+
+
+class _Reader:
+    """Takes one tensor after the other from a payload's bytes, sharing them."""
+
+    def __init__(self, data: Tensor) -> None:
+        self._data = data
+        self._at = HEADER_BYTES
+
+    def take(self, dtype: torch.dtype, *shape: int) -> Tensor:
+        size = dtype.itemsize * int(np.prod(shape, dtype=object))
+        part = self._data[self._at : self._at + size]
+        self._at += size
+        return part.view(dtype).view(shape)
+
+    def take_bytes(self, size: int | None = None) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
+        end = None if size is None else self._at + size
+        part = self._data[self._at : end]
+        self._at += len(part)
+        array: np.ndarray[tuple[int], np.dtype[np.uint8]] = part.numpy()
+        return array
+
+
+def _decode_body(header: Header, reader: _Reader, gap_bits: int) -> Payload:
+    if header.value_type is None:
+        return _decode_sampled(header, reader, gap_bits)
+    rows, width, count = header.rows, header.width, header.count
+    dtype, statistics = DTYPES[header.value_type], (torch.float32, rows)
+    if header.kind is Kind.DENSE:
+        return DenseLogits(reader.take(dtype, rows, width))
+    if header.kind is Kind.HIDDEN:
+        return HiddenStates(reader.take(dtype, rows, width))
+    # Keyword arguments are evaluated as they stand: in the order of the bytes.
+    if header.kind is Kind.TOP_K:
+        return TopKLogits(
+            token_ids=reader.take(torch.int32, rows, count),
+            log_normalizer=reader.take(*statistics),
+            log_tail_mass=reader.take(*statistics),
+            tempered_log_normalizer=reader.take(*statistics),
+            tempered_log_tail_mass=reader.take(*statistics),
+            logits=reader.take(dtype, rows, count),
+            temperature=header.temperature,
+            vocabulary_size=width,
+        )
+    return CandidateLogits(
+        token_ids=reader.take(torch.int32, count),
+        log_normalizer=reader.take(*statistics),
+        tempered_log_normalizer=reader.take(*statistics),
+        logits=reader.take(dtype, rows, count),
+        temperature=header.temperature,
+        vocabulary_size=width,
+    )
+
+
+def _decode_sampled(header: Header, reader: _Reader, gap_bits: int) -> SampledCounts:
+    rows, draws = header.rows, header.count
+    entropy = reader.take(torch.float32, rows)
+    offsets, counts = unpack_counts(reader.take_bytes((rows * draws + 7) // 8), rows, draws)
+    ids = unpack_ids(reader.take_bytes(), offsets, gap_bits)
+    if len(ids) and ids.max() >= header.width:  # also where int32 could not hold it
+        raise CodecError(f"token_ids must be below N = {header.width}; got {ids.max()}")
+    return SampledCounts(
+        offsets=torch.from_numpy(offsets),
+        token_ids=torch.from_numpy(ids.astype(np.int32)),
+        counts=torch.from_numpy(counts.astype(np.int32)),
+        entropy=entropy,
+        draws=draws,
+        temperature=header.temperature,
+        vocabulary_size=header.width,
+    )
+
+
+def _check_values(payload: Payload) -> None:
+    match payload:
+        case TopKLogits(token_ids=ids, vocabulary_size=n) | CandidateLogits(token_ids=ids, vocabulary_size=n):
+            _check_ids(ids, n)
+            if ids.dim() == 1 and (ids[1:] <= ids[:-1]).any():
+                raise CodecError("the token_ids of candidates must be strictly increasing")
+        case SampledCounts():
+            _check_sampled(payload)
+        case DenseLogits() | HiddenStates():
+            pass
+
+
+def _check_ids(ids: Tensor, vocabulary_size: int) -> None:
+    if ids.numel() == 0:
+        return
+    low, high = (int(bound) for bound in ids.aminmax())
+    if low < 0 or high >= vocabulary_size:
+        raise CodecError(f"token_ids must be from 0 to below N = {vocabulary_size}; got {low} to {high}")
+
+
+def _check_sampled(payload: SampledCounts) -> None:
+    offsets, ids, counts = payload.offsets, payload.token_ids, payload.counts
+    lengths = offsets.diff()
+    if int(offsets[0]) != 0 or int(offsets[-1]) != len(ids) or (lengths < 1).any():
+        raise CodecError(f"offsets must rise from 0 to the number of entries, {len(ids)}")
+    _check_ids(ids, payload.vocabulary_size)
+    rising = ids[1:] > ids[:-1]
+    rising[offsets[1:-1] - 1] = True  # between rows, ids may fall
+    if not rising.all():
+        raise CodecError("token_ids must be strictly increasing within each row")
+    sums = torch.segment_reduce(counts.double(), "sum", lengths=lengths)
+    if (counts < 1).any() or (sums != payload.draws).any():
+        raise CodecError(f"counts must be at least 1 and add up to {payload.draws} draws in each row")
+
+
+def _bytes_of(tensor: Tensor) -> memoryview:
+    flat = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8)
+    return flat.numpy().data
+
+
+def _expect(name: str, tensor: Tensor, shape: tuple[int | None, ...], *dtypes: torch.dtype) -> None:
+    matches = len(shape) == tensor.dim() and all(b in (None, a) for a, b in zip(tensor.shape, shape, strict=True))
+    if not matches or tensor.dtype not in dtypes:
+        expected = f"{' or '.join(map(str, dtypes))} {list(shape)}"
+        raise CodecError(f"{name} must be {expected}; got {tensor.dtype} {list(tensor.shape)}")
+
+
+def _require_little_endian() -> None:
+    if sys.byteorder != "little":
+        raise CodecError("payloads are little-endian and shared without a copy: this host's byte order cannot")
