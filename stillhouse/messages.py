@@ -44,8 +44,6 @@ _CACHE_MODE_OF: dict[int, CacheMode] = {
     pb.CACHE_MODE_UNSPECIFIED: "use",
     **{int(number): name for name, number in _CACHE_MODES.items()},
 }
-    pb.CACHE_MODE_UNSPECIFIED: "use"
-}
 _KIND_OF: dict[int, type[Encoding]] = {number: kind for kind, number in _KINDS.items()}
 
 
