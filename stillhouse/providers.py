@@ -7,19 +7,26 @@ and knows nothing else of either.
 
 from __future__ import annotations
 
+import operator
 from abc import ABC, abstractmethod
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 from torch import Tensor
 
 from stillhouse.encodings import Dense, Encoding
+from stillhouse.errors import InvalidRequestError
 from stillhouse.payloads import Payload
 from stillhouse.request import All, Last, LogitsRequest, Positions, Sequence, TeacherDescription
 
 TokenBatch = SequenceOf[SequenceOf[int]]
 """A batch of token id sequences, of any lengths."""
+
+TokenRows = TokenBatch | SequenceOf[npt.NDArray[np.integer]] | SequenceOf[Tensor] | npt.NDArray[np.integer] | Tensor
+"""What a person may have at hand instead: arrays, or a tensor whose rows are the sequences."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +58,7 @@ class TeacherLogitsProvider(ABC):
 
     def logits(
         self,
-        input_ids: TokenBatch,
+        input_ids: TokenRows,
         *,
         encoding: Encoding | None = None,
         positions: Positions | None = None,
@@ -66,14 +73,44 @@ class TeacherLogitsProvider(ABC):
             InvalidRequestError: an argument that no teacher could serve.
             TeacherError: one of its kinds, when there is no answer.
         """
-        chosen = All() if positions is None else positions
-        request = LogitsRequest(
-            sequences=tuple(Sequence(tuple(map(int, ids)), positions=chosen) for ids in input_ids),
-            encoding=encoding or Dense(),
+        request = plain_request(
+            input_ids,
+            encoding=encoding,
+            positions=positions,
             temperature=temperature,
             vocabulary_size=vocabulary_size,
         )
         return self.answer(request).payloads
+
+
+def plain_request(
+    input_ids: TokenRows,
+    *,
+    encoding: Encoding | None = None,
+    positions: Positions | None = None,
+    temperature: float = 1.0,
+    vocabulary_size: int = 0,
+) -> LogitsRequest:
+    """Return the request about plain sequences of ids: lists, arrays, or the rows of a tensor.
+
+    Raises:
+        InvalidRequestError: an argument that no teacher could serve.
+    """
+    chosen = All() if positions is None else positions
+    return LogitsRequest(
+        sequences=tuple(Sequence(_plain_ids(ids), positions=chosen) for ids in input_ids),
+        encoding=encoding or Dense(),
+        temperature=temperature,
+        vocabulary_size=vocabulary_size,
+    )
+
+
+def _plain_ids(ids: SequenceOf[int] | Tensor | npt.NDArray[np.integer]) -> tuple[int, ...]:
+    if isinstance(ids, Tensor | np.ndarray):
+        if ids.ndim != 1 or np.dtype(str(ids.dtype).removeprefix("torch.")).kind not in "iu":
+            raise InvalidRequestError(f"token_ids must be one row of integers; got {ids.dtype} {list(ids.shape)}")
+        return tuple(ids.tolist())
+    return tuple(map(operator.index, ids))
 
 
 class StudentLogitsProvider(ABC):
@@ -123,4 +160,6 @@ __all__ = [
     "StudentLogitsProvider",
     "TeacherLogitsProvider",
     "TokenBatch",
+    "TokenRows",
+    "plain_request",
 ]

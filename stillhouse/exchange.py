@@ -1,0 +1,230 @@
+"""A client's half of an exchange, without the waiting: cut a request, read what comes back, believe none of it.
+
+Both clients (sync and asyncio) do the same before and after a call; that stands here. Knows nothing of channels,
+deadlines or retries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from stillhouse.chunks import CHUNK_BYTES, Joiner
+from stillhouse.codec import decode_payload, header_of
+from stillhouse.encodings import Candidates
+from stillhouse.errors import (
+    FingerprintMismatchError,
+    RequestTooLongError,
+    StreamError,
+    TeacherInternalError,
+)
+from stillhouse.payload_header import Header
+from stillhouse.payloads import CandidateLogits, Payload
+from stillhouse.providers import Answer
+from stillhouse.request import LogitsRequest, TeacherDescription
+from stillhouse.teacher.v1 import teacher_service_pb2 as pb
+
+# A service holds the whole answer to a request while it streams it; this bounds what one request makes it hold.
+MAX_PART_BYTES = 512 * 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A request that the teacher serves at once, and the headers of the payloads that answer it."""
+
+    request: LogitsRequest
+    headers: tuple[Header, ...]
+
+    @property
+    def most_bytes(self) -> int:
+        """The most bytes that its payloads can have together."""
+        return sum(header.size_bounds()[1] for header in self.headers)
+
+    @property
+    def fits_one_message(self) -> bool:
+        """Whether its answer is small enough to come in one message rather than as a stream."""
+        return self.most_bytes <= CHUNK_BYTES
+
+
+def cut(request: LogitsRequest, teacher: TeacherDescription, *, max_answer_bytes: int) -> list[Part]:
+    """Check a request against its teacher, and cut it between sequences into parts within the teacher's limits.
+
+    Raises:
+        TeacherError: what the teacher would answer to it, naming fields of the whole request.
+        RequestTooLongError: an answer of more than `max_answer_bytes`.
+    """
+    limits = teacher.limits
+    enough = replace(limits, max_sequences=len(request.sequences), max_request_tokens=max(request.num_tokens, 1))
+    request.check(replace(teacher, limits=enough))
+    headers = [
+        Header.expected(
+            request.encoding,
+            rows=sequence.num_positions,
+            temperature=request.temperature,
+            vocabulary_size=request.effective_vocabulary_size(teacher.vocabulary_size),
+            hidden_size=teacher.hidden_size,
+        )
+        for sequence in request.sequences
+    ]
+    total = sum(header.size_bounds()[1] for header in headers)
+    if total > max_answer_bytes:
+        raise RequestTooLongError(
+            f"sequences: their answer would have {total} bytes, over the client's max_answer_bytes of "
+            f"{max_answer_bytes}; ask about fewer positions, or for a sparser encoding"
+        )
+    bounds = _bounds(request, headers, teacher)
+    return [Part(replace(request, sequences=request.sequences[a:b]), tuple(headers[a:b])) for a, b in bounds]
+
+
+def _bounds(
+    request: LogitsRequest, headers: Sequence[Header], teacher: TeacherDescription
+) -> Iterator[tuple[int, int]]:
+    limits = teacher.limits
+    start = tokens = size = 0
+    for index, (sequence, header) in enumerate(zip(request.sequences, headers, strict=True)):
+        more_tokens, more_bytes = len(sequence.token_ids), header.size_bounds()[1]
+        full = index - start >= limits.max_sequences or tokens + more_tokens > limits.max_request_tokens
+        if index > start and (full or size + more_bytes > MAX_PART_BYTES):
+            yield start, index
+            start, tokens, size = index, 0, 0
+        tokens += more_tokens
+        size += more_bytes
+    if request.sequences:
+        yield start, len(request.sequences)
+
+
+@dataclass(frozen=True, slots=True)
+class RawAnswer:
+    """What came back for one part, not yet looked into."""
+
+    payloads: Sequence[bytes | bytearray]
+    fingerprint: str
+    timing: pb.Timing
+    cache_hits: int
+
+
+def read_message(message: pb.ComputeLogitsResponse) -> RawAnswer:
+    """Read an answer that came in one message."""
+    return RawAnswer(message.payloads, message.fingerprint, message.timing, message.cache_hits)
+
+
+class StreamReader:
+    """Reads an answer that comes as a stream: a header, chunks, a trailer."""
+
+    def __init__(self, part: Part) -> None:
+        self._part = part
+        self._fingerprint = ""
+        self._joiner: Joiner | None = None
+        self._trailer: pb.StreamTrailer | None = None
+
+    def take(self, message: pb.StreamLogitsResponse) -> None:
+        """Take the next message.
+
+        Raises:
+            StreamError: a message out of its place, sizes that cannot be those of the answer, or a faulty chunk.
+        """
+        which = message.WhichOneof("part")
+        if self._trailer is not None:
+            raise StreamError(f"the stream goes on after its trailer, with a {which}")
+        if which == "header":
+            self._take_header(message.header)
+        elif self._joiner is None:
+            raise StreamError(f"a stream starts with its header; got {which}")
+        elif which == "chunk":
+            self._joiner.add(message.chunk.offset, message.chunk.data)
+        elif which == "trailer":
+            self._trailer = message.trailer
+        else:
+            raise StreamError("a message of the stream holds neither header, chunk nor trailer")
+
+    def _take_header(self, header: pb.StreamHeader) -> None:
+        if self._joiner is not None:
+            raise StreamError("the stream has two headers")
+        check_fingerprint(header.fingerprint, self._part.request.expected_fingerprint)
+        expected = self._part.headers
+        if len(header.payload_bytes) != len(expected):
+            raise StreamError(f"{len(expected)} payloads were asked for; {len(header.payload_bytes)} are announced")
+        for index, (size, one) in enumerate(zip(header.payload_bytes, expected, strict=True)):
+            least, most = one.size_bounds()
+            if not least <= size <= most:
+                raise StreamError(
+                    f"the payload of sequences[{index}] has {least} to {most} bytes; {size} are announced"
+                )
+        self._fingerprint = header.fingerprint
+        self._joiner = Joiner(header.payload_bytes, max_bytes=self._part.most_bytes)
+
+    def finish(self) -> RawAnswer:
+        """Return the answer when the stream has ended.
+
+        Raises:
+            StreamError: it ended early.
+        """
+        if self._joiner is None:
+            raise StreamError("the stream ended before its header")
+        payloads = self._joiner.finish()
+        if self._trailer is None:
+            raise StreamError("the stream ended without its trailer")
+        return RawAnswer(payloads, self._fingerprint, self._trailer.timing, self._trailer.cache_hits)
+
+
+def check_fingerprint(fingerprint: str, expected: str) -> None:
+    """See that a teacher is the expected one; "" expects any.
+
+    Raises:
+        FingerprintMismatchError: it is another.
+    """
+    if expected not in ("", fingerprint):
+        raise FingerprintMismatchError(
+            f"the teacher's fingerprint is {fingerprint!r}, where {expected!r} was expected: its weights or settings "
+            "are others; start the run anew, or serve the earlier teacher"
+        )
+
+
+def decode_answer(part: Part, raw: RawAnswer) -> Answer:
+    """Decode what came back for a part, and see that it is what was asked.
+
+    Raises:
+        CodecError: bytes that are no payload.
+        FingerprintMismatchError: another teacher's answer.
+        TeacherInternalError: payloads of another number, kind, shape, value type or temperature.
+    """
+    check_fingerprint(raw.fingerprint, part.request.expected_fingerprint)
+    if len(raw.payloads) != len(part.headers):
+        raise TeacherInternalError(f"{len(part.headers)} payloads were asked for; {len(raw.payloads)} came")
+    payloads = []
+    for index, (data, expected) in enumerate(zip(raw.payloads, part.headers, strict=True)):
+        payload = decode_payload(data)
+        if header_of(payload) != expected:
+            raise TeacherInternalError(
+                f"the payload of sequences[{index}] is {header_of(payload)}, where {expected} was asked for"
+            )
+        _check_candidates(index, payload, part.request)
+        payloads.append(payload)
+    timing = raw.timing
+    return Answer(
+        payloads=tuple(payloads),
+        fingerprint=raw.fingerprint,
+        cache_hits=raw.cache_hits,
+        queue_seconds=timing.queue_seconds,
+        compute_seconds=timing.compute_seconds,
+        encode_seconds=timing.encode_seconds,
+    )
+
+
+def _check_candidates(index: int, payload: Payload, request: LogitsRequest) -> None:
+    if not isinstance(payload, CandidateLogits) or not isinstance(request.encoding, Candidates):
+        return
+    if tuple(payload.token_ids.tolist()) != request.encoding.token_ids:
+        raise TeacherInternalError(f"the payload of sequences[{index}] has other token_ids than were asked for")
+
+
+def join_answers(answers: Sequence[Answer], fingerprint: str) -> Answer:
+    """Return the answer to a whole request from those to its parts, asked one after the other."""
+    return Answer(
+        payloads=tuple(payload for answer in answers for payload in answer.payloads),
+        fingerprint=fingerprint,
+        cache_hits=sum(answer.cache_hits for answer in answers),
+        queue_seconds=max((answer.queue_seconds for answer in answers), default=0.0),
+        compute_seconds=sum(answer.compute_seconds for answer in answers),
+        encode_seconds=sum(answer.encode_seconds for answer in answers),
+    )
