@@ -197,8 +197,8 @@ def _decode_sampled(header: Header, reader: _Reader, gap_bits: int) -> SampledCo
         raise CodecError(f"token_ids must be below N = {header.width}; got {ids.max()}")
     return SampledCounts(
         offsets=torch.from_numpy(offsets),
-        token_ids=torch.from_numpy(ids.astype(np.int32)),
-        counts=torch.from_numpy(counts.astype(np.int32)),
+        token_ids=torch.from_numpy(ids).int(),
+        counts=torch.from_numpy(counts).int(),
         entropy=entropy,
         draws=draws,
         temperature=header.temperature,
@@ -236,8 +236,8 @@ def _check_sampled(payload: SampledCounts) -> None:
     rising[offsets[1:-1] - 1] = True  # between rows, ids may fall
     if not rising.all():
         raise CodecError("token_ids must be strictly increasing within each row")
-    sums = torch.segment_reduce(counts.double(), "sum", lengths=lengths)
-    if (counts < 1).any() or (sums != payload.draws).any():
+    drawn = torch.cat([counts.new_zeros(1, dtype=torch.int64), counts.cumsum(0)])[offsets].diff()
+    if (counts < 1).any() or (drawn != payload.draws).any():
         raise CodecError(f"counts must be at least 1 and add up to {payload.draws} draws in each row")
 
 

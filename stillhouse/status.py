@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import grpc
 
@@ -62,7 +62,7 @@ class FailedCall(Protocol):
     def details(self) -> str | None:
         """Return the status message."""
 
-    def trailing_metadata(self) -> object:
+    def trailing_metadata(self) -> Any:  # pairs of str and str or bytes, in a type of each kind of call
         """Return the pairs of keys and values that came with it."""
 
 
@@ -74,8 +74,7 @@ def error_of(call: FailedCall, address: str) -> TeacherError:
     code = call.code()
     name = "UNKNOWN" if code is None else code.name
     details = call.details() or "no message"
-    metadata = call.trailing_metadata()
-    trailers = {str(key): str(value) for key, value in metadata} if isinstance(metadata, tuple | list) else {}
+    trailers = {key: value for key, value in call.trailing_metadata() or () if isinstance(value, str)}
     named = TEACHER_ERROR_BY_NAME.get(trailers.get(ERROR_TRAILER, ""))
     if named is not None and named.grpc_code == name:
         # The service's own words: they need no address.
