@@ -1,0 +1,84 @@
+"""What a backend is: it turns a batch of sequences into hidden rows, and hidden rows into logits.
+
+The two halves are apart so that nobody ever holds `[positions, V]` whole: the head runs over row chunks, each of
+which is encoded before the next is computed. A backend knows nothing of requests, caches, encodings or transports,
+and is called from one thread at a time. Shapes: P positions, V vocabulary, D hidden width.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence as SequenceOf
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from stillhouse.fingerprint import backend_fingerprint
+from stillhouse.request import Sequence
+
+
+@dataclass(frozen=True, slots=True)
+class BackendDescription:
+    """What a backend runs.
+
+    `hidden_size` is D where the rows are true hidden states from which a caller with the output head could rebuild
+    the logits, and 0 where they are something that only the backend's own `head` understands. `max_sequence_tokens`
+    is the longest sequence that the model was made for. `mode` says whether an answer's bytes follow from its
+    request alone (`deterministic`) or agree to a tolerance (`throughput`). `tokens` are the tokenizer's, by id.
+    """
+
+    model: str
+    weights_fingerprint: str
+    tokenizer_fingerprint: str
+    vocabulary_size: int
+    hidden_size: int
+    max_sequence_tokens: int
+    compute_dtype: str
+    device_kind: str
+    library_version: str
+    attention: str
+    mode: str
+    tokens: tuple[str, ...] = ()
+
+    @property
+    def fingerprint(self) -> str:
+        """Identifies everything that the bytes of an answer depend on."""
+        return backend_fingerprint(
+            weights=self.weights_fingerprint,
+            compute_dtype=self.compute_dtype,
+            device_kind=self.device_kind,
+            torch_version=self.library_version,
+            attention=self.attention,
+            mode=self.mode,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class HiddenRows:
+    """What `forward` gives: for each sequence `[P, D]`, one row per position asked for, on the backend's device.
+
+    `padding_tokens` were computed only to make the batch a rectangle.
+    """
+
+    rows: tuple[Tensor, ...]
+    padding_tokens: int
+
+
+class TeacherBackend(ABC):
+    """Runs one model. Called from one thread at a time, and that thread may be another than the one that made it."""
+
+    @abstractmethod
+    def describe(self) -> BackendDescription:
+        """Return what is run. Quick: worked out once, while loading."""
+
+    @abstractmethod
+    def forward(self, sequences: SequenceOf[Sequence]) -> HiddenRows:
+        """Run one batch; the sequences have been checked against the description.
+
+        Attention never crosses from one segment of a sequence to another, and neither padding nor the other
+        sequences of the batch change an answer by more than rounding.
+        """
+
+    @abstractmethod
+    def head(self, hidden_rows: Tensor) -> Tensor:
+        """Turn `[p, D]` of what `forward` gave into logits `[p, V]`, of a floating-point dtype."""

@@ -1,0 +1,57 @@
+"""A teacher with no model: it prefers the token that comes next, so that an answer can be foretold.
+
+The same answers as `stillhouse.fixtures.FixtureTeacher`, through the whole service.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as SequenceOf
+
+import torch
+from torch import Tensor
+
+from stillhouse.fingerprint import fingerprint
+from stillhouse.request import Sequence
+from teacher_service.backends.base import BackendDescription, HiddenRows, TeacherBackend
+
+PREFERRED_LOGIT = 10.0
+
+_MAX_SEQUENCE_TOKENS = 2**20
+
+
+class FixtureBackend(TeacherBackend):
+    """Logit 10.0 at the next token of the sequence, at the last position at its own token; 0.0 elsewhere."""
+
+    def __init__(self, vocabulary_size: int) -> None:
+        self._vocabulary_size = vocabulary_size
+
+    def describe(self) -> BackendDescription:
+        """Describe a model of this vocabulary, in float32."""
+        return BackendDescription(
+            model="fixture",
+            weights_fingerprint=fingerprint("fixture", self._vocabulary_size),
+            tokenizer_fingerprint="",
+            vocabulary_size=self._vocabulary_size,
+            hidden_size=0,
+            max_sequence_tokens=_MAX_SEQUENCE_TOKENS,
+            compute_dtype="float32",
+            device_kind="cpu",
+            library_version="1",
+            attention="none",
+            mode="deterministic",
+        )
+
+    def forward(self, sequences: SequenceOf[Sequence]) -> HiddenRows:
+        """Return, for each position, the token that it prefers: `[P, 1]`, int64."""
+        return HiddenRows(tuple(_preferred(sequence) for sequence in sequences), padding_tokens=0)
+
+    def head(self, hidden_rows: Tensor) -> Tensor:
+        """Return `[p, V]` float32 with the preferred tokens raised."""
+        logits = torch.zeros(len(hidden_rows), self._vocabulary_size)
+        return logits.scatter_(1, hidden_rows, PREFERRED_LOGIT)
+
+
+def _preferred(sequence: Sequence) -> Tensor:
+    ids = sequence.token_ids
+    following = torch.tensor([*ids[1:], ids[-1]], dtype=torch.int64)
+    return following[list(sequence.position_indices())].unsqueeze(1)

@@ -1,0 +1,78 @@
+"""What the service counts, under the names that dashboards and alerts use. Base units: seconds, bytes, tokens.
+
+Each service has a registry of its own, so that several can live in one process (tests do). Knows nothing of who counts.
+"""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+_TOKENS = (64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536)
+
+
+class Metrics:
+    """The counters of one service."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        registry = self.registry
+        self.requests = Counter(
+            "teacher_requests_total",
+            "Requests answered, by method and status code.",
+            ["method", "code"],
+            registry=registry,
+        )
+        self.request_duration = Histogram(
+            "teacher_request_duration_seconds",
+            "From a request's arrival to its last byte.",
+            ["method"],
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self.queue_duration = Histogram(
+            "teacher_queue_duration_seconds", "A sequence's wait for its batch.", buckets=_SECONDS, registry=registry
+        )
+        self.compute_duration = Histogram(
+            "teacher_compute_duration_seconds", "A batch's time in the model.", buckets=_SECONDS, registry=registry
+        )
+        self.encode_duration = Histogram(
+            "teacher_encode_duration_seconds",
+            "A batch's time from logits to bytes.",
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self.queue_size = Gauge("teacher_queue_size", "Sequences that wait or compute.", registry=registry)
+        self.queue_tokens = Gauge("teacher_queue_tokens", "Tokens that wait or compute.", registry=registry)
+        self.batch_tokens = Histogram(
+            "teacher_batch_tokens", "Tokens in a batch, without padding.", buckets=_TOKENS, registry=registry
+        )
+        self.forward_tokens = Counter(
+            "teacher_forward_tokens_total", "Tokens, without padding, that went through the model.", registry=registry
+        )
+        self.padding_tokens = Counter(
+            "teacher_padding_tokens_total", "Padding that went through the model.", registry=registry
+        )
+        self.shed = Counter("teacher_shed_total", "Requests refused, by reason.", ["reason"], registry=registry)
+        self.joined = Counter(
+            "teacher_joined_total", "Sequences that waited for the same one already in flight.", registry=registry
+        )
+        self.cache_requests = Counter(
+            "teacher_cache_requests_total",
+            "Sequences looked up: hit, miss, corrupt (a miss), error (no cache within its time), refresh, bypass.",
+            ["result"],
+            registry=registry,
+        )
+        self.cache_writes = Counter(
+            "teacher_cache_writes_total",
+            "Answers to remember: stored, too_large, error.",
+            ["result"],
+            registry=registry,
+        )
+        self.cache_paused = Gauge(
+            "teacher_cache_paused", "1 while the cache is left alone because it failed.", registry=registry
+        )
+        self.response_bytes = Counter(
+            "teacher_response_bytes_total", "Bytes of payloads sent, by encoding.", ["encoding"], registry=registry
+        )
+        self.ready = Gauge("teacher_ready", "1 while requests are accepted.", registry=registry)
