@@ -7,9 +7,17 @@ answer came from. How each is made is in `encode`, how it becomes bytes in `code
 
 from __future__ import annotations
 
+import operator
+from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
+from dataclasses import fields as dataclass_fields
+from itertools import accumulate
+from typing import Any
 
+import torch
 from torch import Tensor
+
+from stillhouse.errors import InvalidRequestError
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,4 +121,54 @@ class CandidateLogits:
         return self.logits.shape[0]
 
 
+@dataclass(frozen=True, slots=True)
+class OutputHead:
+    """What turns hidden states into logits: `hidden @ weight.T + bias`. `weight` is `[N, D]`, `bias` `[N]` or None."""
+
+    weight: Tensor
+    bias: Tensor | None = None
+
+
 Payload = DenseLogits | HiddenStates | TopKLogits | SampledCounts | CandidateLogits
+
+
+def concatenate(payloads: SequenceOf[Payload]) -> Payload:
+    """Return one payload with the rows of all, end to end. A single payload is returned as it is.
+
+    Raises:
+        InvalidRequestError: no payloads, or payloads of different kinds, widths, temperatures, draws or ids: rows
+            that were not asked for in the same way cannot stand in one payload.
+    """
+    if not payloads:
+        raise InvalidRequestError("payloads must hold at least one payload; got none")
+    first = payloads[0]
+    if len(payloads) == 1:
+        return first
+    for index, payload in enumerate(payloads):
+        if type(payload) is not type(first):
+            raise InvalidRequestError(
+                f"payloads must be of one kind: the first is {type(first).__name__}, "
+                f"payloads[{index}] is {type(payload).__name__}"
+            )
+    fields = {f.name: [getattr(payload, f.name) for payload in payloads] for f in dataclass_fields(first)}
+    return type(first)(**{name: _joined(first, name, values) for name, values in fields.items()})
+
+
+def _joined(first: Payload, name: str, values: list[Any]) -> Any:
+    """Return one field of a concatenated payload: rows laid end to end, everything else common to all."""
+    if name == "offsets":
+        starts = accumulate((int(offsets[-1]) for offsets in values), initial=0)
+        shifted = [offsets[1:] + start for offsets, start in zip(values, starts, strict=False)]
+        return torch.cat([values[0][:1], *shifted])
+    common = not isinstance(values[0], Tensor) or (isinstance(first, CandidateLogits) and name == "token_ids")
+    if not common:
+        if len({(value.dtype, value.shape[1:]) for value in values}) > 1:
+            raise InvalidRequestError(
+                f"payloads must agree in the dtype and width of {name}; got "
+                f"{', '.join(sorted({f'{value.dtype} {tuple(value.shape[1:])}' for value in values}))}"
+            )
+        return torch.cat(values)
+    same = torch.equal if isinstance(values[0], Tensor) else operator.eq
+    if not all(same(values[0], value) for value in values):
+        raise InvalidRequestError(f"payloads must agree in {name}; got {values}")
+    return values[0]

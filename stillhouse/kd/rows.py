@@ -1,0 +1,215 @@
+"""Loss and gradient of a few rows at a time: the one place where the arithmetic of distillation is done.
+
+A chunk of rows is small enough to stay in a core's cache while about fifteen passes go over it in buffers that are
+made once; only the student's logits, the teacher's and the gradient travel through memory. Knows nothing of
+payloads, masks, vocabularies or denominators: it is handed rows of one width, and the weights of the two terms.
+
+Legend: r rows of the chunk, N vocabulary entries, K kept ids. `docs/mathematics.md` derives the formulas.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+NO_LABEL = -100
+"""The label of a row that has none; its cross-entropy is 0. The value that torch and transformers use."""
+
+CPU_CHUNK_ELEMENTS = 2**16
+"""Elements of a chunk on CPU: five float32 buffers of it are 1.25 MiB, inside the 2 MiB of a server core's L2."""
+
+DEVICE_CHUNK_ELEMENTS = 2**25
+"""Elements of a chunk on an accelerator: five float32 buffers of it are 640 MiB, and few kernels are launched."""
+
+
+@dataclass(frozen=True, slots=True)
+class DenseRows:
+    """All logits of the teacher, `[r, N]`, any float dtype."""
+
+    logits: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class TopKRows:
+    """The teacher's head and its one tail bucket; `exp(log_probs)` and `exp(log_tail)` of a row sum to 1.
+
+    `token_ids` is `[r, K]` int64; `log_probs` `[r, K]` and `log_tail` `[r, 1]` are tempered, in the accumulation dtype.
+    """
+
+    token_ids: Tensor
+    log_probs: Tensor
+    log_tail: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class RowTerms:
+    """What a chunk comes to, `[r]` each. A value that is not finite tells what is wrong with its row."""
+
+    cross_entropy: Tensor
+    kl: Tensor
+    student_log_normalizer: Tensor
+    teacher_log_normalizer: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class RowWeights:
+    """What one row's terms are multiplied by in the gradient: `alpha / num_labelled`, `(1 - alpha) T / num_valid`."""
+
+    cross_entropy: float
+    kl: float
+
+
+class RowKernel:
+    """The fused loss and gradient, over chunks of at most `max_rows` rows of N logits."""
+
+    def __init__(
+        self,
+        width: int,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+        temperature: float,
+        weights: RowWeights,
+        chunk_elements: int | None = None,
+    ) -> None:
+        on_cpu = device.type == "cpu"
+        elements = chunk_elements or (CPU_CHUNK_ELEMENTS if on_cpu else DEVICE_CHUNK_ELEMENTS)
+        self.max_rows = max(1, elements // max(1, width))
+        self._width = width
+        self._dtype = dtype
+        self._device = device
+        self._temperature = temperature
+        self._weights = weights
+        # Looking at a value costs a round trip on an accelerator: there the path that bears -inf is always taken.
+        self._optimistic = on_cpu
+        self._buffers: dict[str, Tensor] = {}
+
+    def run(
+        self, student: Tensor, teacher: DenseRows | TopKRows | None, labels: Tensor, gradient: Tensor | None
+    ) -> RowTerms:
+        """Return the terms of one chunk, and write its gradient.
+
+        Args:
+            student: `[r, N]`, any float dtype.
+            teacher: its rows, or None where only the cross-entropy counts.
+            labels: `[r]` int64, on the student's device; `NO_LABEL` or an id below N.
+            gradient: `[r, N]`, any float dtype, overwritten; None for the loss alone.
+        """
+        shifted, top = self._shift(student, "student")
+        plain = torch.exp(shifted, out=self._buffer("plain", len(student)))
+        plain_sum = plain.sum(-1, keepdim=True)
+        labelled = (labels != NO_LABEL).unsqueeze(1)
+        index = labels.clamp_min(0).unsqueeze(1)
+        cross_entropy = torch.where(labelled, plain_sum.log() - shifted.gather(1, index), 0.0)
+        label_weight = labelled * self._weights.cross_entropy
+        target = self._target(gradient)
+        # At T = 1 both terms share one softmax of the student: the KL's pass writes the gradient of both.
+        plain_weight = label_weight / plain_sum
+
+        kl = torch.zeros_like(plain_sum)
+        teacher_log_normalizer = torch.zeros_like(plain_sum)
+        if teacher is None:
+            if target is not None:
+                torch.mul(plain, plain_weight, out=target)
+        else:
+            shared_weight = plain_weight if self._temperature == 1 else torch.zeros_like(plain_weight)
+            if isinstance(teacher, DenseRows):
+                kl, teacher_log_normalizer = self._dense(shifted, plain, plain_sum, teacher, shared_weight, target)
+            else:
+                kl = self._top_k(shifted, teacher, shared_weight, target)
+            if target is not None and self._temperature != 1 and self._weights.cross_entropy != 0:
+                target.addcmul_(plain, plain_weight)
+        if target is not None and gradient is not None:
+            target.scatter_add_(1, index, -label_weight.to(target.dtype))
+            if target is not gradient:
+                gradient.copy_(target)
+        student_log_normalizer = top + plain_sum.log()
+        return RowTerms(*(term[:, 0] for term in (cross_entropy, kl, student_log_normalizer, teacher_log_normalizer)))
+
+    def _dense(
+        self,
+        shifted: Tensor,
+        plain: Tensor,
+        plain_sum: Tensor,
+        teacher: DenseRows,
+        shared_weight: Tensor,
+        target: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        """Return KL and the teacher's log-normaliser, `[r, 1]`; overwrite `target` with the gradient of KL."""
+        tempered, tempered_sum = plain, plain_sum
+        if self._temperature != 1:
+            shifted.mul_(1 / self._temperature)
+            tempered = torch.exp(shifted, out=self._buffer("tempered", len(shifted)))
+            tempered_sum = tempered.sum(-1, keepdim=True)
+        taught, top = self._shift(teacher.logits, "teacher")
+        if self._temperature != 1:
+            taught.mul_(1 / self._temperature)
+        probs = torch.exp(taught, out=self._buffer("probs", len(shifted)))
+        probs_sum = probs.sum(-1, keepdim=True)
+        difference = taught.sub_(shifted)
+        expected = self._expectation(probs, difference, teacher.logits, scratch=shifted)
+        kl = expected / probs_sum - probs_sum.log() + tempered_sum.log()
+        if target is not None:
+            torch.mul(tempered, self._weights.kl / tempered_sum + shared_weight, out=target)
+            target.addcmul_(probs, -self._weights.kl / probs_sum)
+        return kl, top + probs_sum.log()
+
+    def _expectation(self, probs: Tensor, difference: Tensor, logits: Tensor, scratch: Tensor) -> Tensor:
+        """Return the row sums of `probs * difference`, where an id that the teacher rules out (-inf) counts 0."""
+        if self._optimistic:
+            expected = torch.mul(probs, difference, out=scratch).sum(-1, keepdim=True)
+            if bool(expected.isfinite().all()):
+                return expected
+        difference.masked_fill_(logits == -torch.inf, 0.0)
+        return torch.mul(probs, difference, out=scratch).sum(-1, keepdim=True)
+
+    def _top_k(self, shifted: Tensor, teacher: TopKRows, shared_weight: Tensor, target: Tensor | None) -> Tensor:
+        """Return the KL of head and tail bucket, `[r, 1]`; overwrite `target` with its gradient."""
+        head_shared = shifted.gather(1, teacher.token_ids)
+        if self._temperature != 1:
+            shifted.mul_(1 / self._temperature)
+        head = shifted.gather(1, teacher.token_ids)
+        # The tail has a log-normaliser of its own, from its own largest logit: `1 - sum(head)` would be rounding.
+        tail = shifted.scatter_(1, teacher.token_ids, -torch.inf)
+        tail_top = tail.amax(-1, keepdim=True).clamp_min(torch.finfo(self._dtype).min)
+        tail_exp = torch.exp(tail.sub_(tail_top), out=self._buffer("tempered", len(shifted)))
+        tail_sum = tail_exp.sum(-1, keepdim=True)
+        log_tail_sum = tail_top + tail_sum.log()
+        log_normalizer = torch.logaddexp(torch.logsumexp(head, -1, keepdim=True), log_tail_sum)
+        log_head, log_tail = head - log_normalizer, log_tail_sum - log_normalizer
+        probs, tail_prob = teacher.log_probs.exp(), teacher.log_tail.exp()
+        kl = _weighted(probs, teacher.log_probs, log_head).sum(-1, keepdim=True)
+        kl = kl + _weighted(tail_prob, teacher.log_tail, log_tail)
+        if target is not None:
+            tail_weight = self._weights.kl * (log_tail.exp() - tail_prob) / tail_sum
+            tail_weight = torch.where(tail_sum > 0, tail_weight, 0.0) + shared_weight * tail_top.exp()
+            torch.mul(tail_exp, tail_weight, out=target)
+            head_gradient = self._weights.kl * (log_head.exp() - probs) + shared_weight * head_shared.exp()
+            target.scatter_(1, teacher.token_ids, head_gradient)
+        return kl
+
+    def _shift(self, logits: Tensor, name: str) -> tuple[Tensor, Tensor]:
+        """Return the logits less their row's largest, in a buffer, and those largest, `[r, 1]`."""
+        buffer = self._buffer(name, len(logits))
+        if logits.dtype != self._dtype:
+            logits = buffer.copy_(logits)
+        top = logits.amax(-1, keepdim=True)
+        return torch.sub(logits, top, out=buffer), top
+
+    def _target(self, gradient: Tensor | None) -> Tensor | None:
+        """Return where the gradient is summed up: in place, unless its dtype would round every step."""
+        if gradient is None or gradient.dtype == self._dtype:
+            return gradient
+        return self._buffer("gradient", len(gradient))
+
+    def _buffer(self, name: str, rows: int) -> Tensor:
+        if name not in self._buffers:
+            self._buffers[name] = torch.empty(self.max_rows, self._width, dtype=self._dtype, device=self._device)
+        return self._buffers[name][:rows]
+
+
+def _weighted(probs: Tensor, log_probs: Tensor, log_student: Tensor) -> Tensor:
+    """Return `p (log p - log q)`, 0 where the teacher has no mass at all."""
+    return torch.where(log_probs == -torch.inf, 0.0, probs * (log_probs - log_student))
