@@ -6,7 +6,10 @@ group to report. Also where two runs that met at one lighthouse are told apart, 
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
@@ -56,27 +59,60 @@ class ProcessGroupCollectives:
             raise ExchangeError(f"{collective} over {self.world_size} workers failed: {error}") from error
 
 
-class _OneRun:
-    """Makes a process group of one run only: workers whose `run_id` differs are named before weights can move.
+@dataclass(frozen=True)
+class Introduction:
+    """What a worker tells its peers before weights can move.
 
-    Who is wrong? Whoever disagrees with the worker that has the most committed steps (the lowest rank among equals):
-    a stranger that comes to a run that is under way must not end it.
+    Attributes:
+        run_id: stands for recipe, data and release; workers train together only if theirs are equal.
+        token: the run's secret; only a keyed hash of it is shown.
+        step: the committed steps of this worker.
+        established: whether it has committed a step in this run already.
     """
 
-    run_id: str = ""
+    run_id: str
+    token: str
     step: int = 0
+    established: bool = False
+
+    def text(self) -> str:
+        """Return what goes to the peers."""
+        key = hashlib.sha256(self.token.encode()).digest()
+        proof = hashlib.blake2b(self.run_id.encode(), key=key, digest_size=16).hexdigest()
+        return json.dumps({"standing": [self.established, self.step], "run_id": self.run_id, "proof": proof})
+
+
+def check_peers(mine: str, all_ranks: list[str]) -> None:
+    """Refuse this worker if it is a stranger: it disagrees with the run that is under way.
+
+    That run is the one of the worker with the best standing (established, most steps, lowest rank), so that a
+    stranger that comes to a live run must leave, and not the run.
+
+    Raises:
+        RunMismatchError: If this worker is the stranger.
+    """
+    own = json.loads(mine)
+    leader = max((json.loads(text) for text in reversed(all_ranks)), key=lambda peer: peer["standing"])
+    if leader["run_id"] != own["run_id"]:
+        raise RunMismatchError(
+            f"the lighthouse serves run {leader['run_id']}, and this worker's is {own['run_id']}: recipe, data or "
+            "release differ. Start it as the others were started, or give it another lighthouse"
+        )
+    if leader["proof"] != own["proof"]:
+        raise RunMismatchError("this worker's token is not the run's. Start it with the token of the others")
+
+
+class _OneRun:
+    """Makes a process group of one run only: strangers are told apart before anything is exchanged."""
+
+    introduction = Introduction(run_id="", token="")
 
     def configure(self, store_addr: str, replica_id: str, rank: int, world_size: int, *rest: Any) -> None:
         super().configure(store_addr, replica_id, rank, world_size, *rest)  # type: ignore[misc]  # a mixin's base
         store = create_store_client(store_addr, timeout=self._timeout)  # type: ignore[attr-defined]  # the same
-        store.set(f"run/{rank}", f"{self.step}:{self.run_id}")
-        told = [store.get(f"run/{other}").decode().split(":", 1) for other in range(world_size)]
-        _, _, expected = max((int(step), -other, run_id) for other, (step, run_id) in enumerate(told))
-        if expected != self.run_id:
-            raise RunMismatchError(
-                f"the lighthouse serves run {expected}, this worker's is {self.run_id}: recipe, data or release "
-                "differ. Start it with the run's own recipe, or give it another lighthouse"
-            )
+        mine = self.introduction.text()
+        store.set(f"introduction/{rank}", mine)
+        check_peers(mine, [store.get(f"introduction/{other}").decode() for other in range(world_size)])
 
 
 class GlooGroup(_OneRun, ProcessGroupGloo):  # type: ignore[misc]  # torchft ships no types
@@ -87,11 +123,10 @@ class NcclGroup(_OneRun, ProcessGroupNCCL):  # type: ignore[misc]  # torchft shi
     """NCCL between the workers of one run."""
 
 
-def process_group(device: torch.device, run_id: str, timeout: timedelta) -> GlooGroup | NcclGroup:
+def process_group(device: torch.device, timeout: timedelta) -> GlooGroup | NcclGroup:
     """Return the process group that suits a device; it connects when the first quorum is known."""
     if device.type == "cuda":
         # Said beforehand, or torchft warns that it sets the variable itself.
         os.environ.setdefault("TORCH_NCCL_NONBLOCKING_TIMEOUT", str(timeout.total_seconds()))
-    group = NcclGroup(timeout=timeout) if device.type == "cuda" else GlooGroup(timeout=timeout)
-    group.run_id = run_id
-    return group
+        return NcclGroup(timeout=timeout)
+    return GlooGroup(timeout=timeout)

@@ -1,7 +1,186 @@
-"""Elastic groups of workers, on torchft."""
+"""Elastic groups: workers join, leave and die while the run goes on, on torchft.
+
+Every worker is a replica group of its own; the lighthouse forms a quorum for each step, and a worker that is behind
+heals from one that is not. The exact sum makes a step's result independent of who took part, so a worker whose
+vote was lost may heal from one whose vote was not: their weights are the same bits.
+
+torchft is imported when a group is made, not when this module is.
+"""
 
 from __future__ import annotations
 
-from student_worker.group import Group, Membership, Metadata, SoloGroup, TrainingState
+import logging
+from datetime import timedelta
+from typing import TYPE_CHECKING
 
-__all__ = ["Group", "Membership", "Metadata", "SoloGroup", "TrainingState"]
+import torch
+from torch import Tensor
+from torch._C._distributed_c10d import TCPStore
+
+from stillhouse.errors import ConfigurationError, StillhouseError
+from student_worker.group import Group, Membership, Metadata, SoloGroup, TrainingState
+from student_worker.network import local_address, split_address, use_interface_of
+from student_worker.reduction import GradientSum, sum_scalars
+
+if TYPE_CHECKING:
+    from student_worker.collectives import ProcessGroupCollectives
+
+__all__ = ["ElasticGroup", "Group", "GroupLostError", "Membership", "Metadata", "SoloGroup", "TrainingState"]
+
+CONNECT_TIMEOUT = timedelta(seconds=10)
+MAX_TIMEOUT_FACTOR = 8
+"""Steps that fail twice double the timeout, up to this many times the one asked for."""
+MAX_FAILURES = 30
+"""A worker gives up after this many steps in a row that did not count, and may be started anew."""
+
+_log = logging.getLogger(__name__)
+
+
+class GroupLostError(StillhouseError):
+    """This worker could not take part any more; started anew, it heals from its peers or the last checkpoint."""
+
+
+class ElasticGroup(Group):
+    """Many workers, any of which may come and go.
+
+    All workers start from the same weights: made from the same seed, or loaded from the same checkpoint.
+
+    Args:
+        state: given to newcomers, and taken over from a peer when this worker is behind.
+        lighthouse: its address, `HOST:PORT`.
+        worker_id: a name of this worker, the same after a restart.
+        token: the run's secret; a peer without it gets no weights.
+        run_id: stands for recipe, data and release; workers of different runs refuse each other.
+        step: steps that are committed already, from the checkpoint.
+        device: where gradients live: gloo on "cpu", NCCL on "cuda".
+        timeout_seconds: how long peers wait for each other between `start_step` and `commit`; at least five times
+            what the slowest worker computes in between.
+        quorum_timeout_seconds: how long a worker waits for a quorum, the lighthouse being there.
+        quorum_retries: how often a lighthouse that is away is asked again.
+
+    Raises:
+        ConfigurationError: If the lighthouse's address cannot be used.
+    """
+
+    def __init__(
+        self,
+        state: TrainingState,
+        *,
+        lighthouse: str,
+        worker_id: str,
+        token: str,
+        run_id: str,
+        step: int = 0,
+        device: torch.device | str = "cpu",
+        timeout_seconds: float = 10.0,
+        quorum_timeout_seconds: float = 30.0,
+        quorum_retries: int = 50,
+    ) -> None:
+        from torchft import Manager
+
+        from student_worker.collectives import Introduction, process_group
+        from student_worker.transport import StateTransport
+
+        host, port = split_address(lighthouse)
+        address = local_address(host, port)
+        use_interface_of(address)
+        self._timeout = timedelta(seconds=timeout_seconds)
+        self._max_timeout = self._timeout * MAX_TIMEOUT_FACTOR
+        self._failures = 0
+        self._introduce = Introduction
+        self._run = (run_id, token)
+        self._established = False
+        self._collectives: ProcessGroupCollectives | None = None
+        self._processes = process_group(torch.device(device), self._timeout)
+        # Kept: the store lives as long as this object, and with it the worker's place in the quorum.
+        self._store = TCPStore(address, 0, is_master=True, wait_for_workers=False)
+        self._manager = Manager(
+            pg=self._processes,
+            load_state_dict=lambda pair: state.load(*pair),
+            state_dict=state.state,
+            min_replica_size=1,
+            use_async_quorum=False,
+            init_sync=False,
+            timeout=self._timeout,
+            quorum_timeout=timedelta(seconds=quorum_timeout_seconds),
+            connect_timeout=CONNECT_TIMEOUT,
+            rank=0,
+            world_size=1,
+            store_addr=address,
+            store_port=self._store.port,
+            lighthouse_addr=f"http://{host}:{port}",
+            replica_id=worker_id,
+            hostname=address,
+            checkpoint_transport=StateTransport(address, token),
+            quorum_retries=quorum_retries,
+        )
+        self._manager.load_state_dict({"step": step, "batches_committed": 0})
+
+    def start_step(self) -> Membership:
+        """Form the next quorum, heal if this worker is behind, and return who takes part.
+
+        Raises:
+            ConfigurationError: If this worker is a stranger to the run: another recipe, another token.
+            GroupLostError: If no quorum could be formed, or healing failed again and again.
+        """
+        from student_worker.collectives import ProcessGroupCollectives
+
+        while True:
+            step = self._manager.current_step()
+            run_id, token = self._run
+            self._processes.introduction = self._introduce(run_id, token, step, self._established)
+            try:
+                self._manager.start_quorum()
+            except (RuntimeError, TimeoutError) as error:
+                raise GroupLostError(f"no quorum for step {step}: {error}") from error
+            failure = self._manager.errored()
+            if failure is None:
+                break
+            if isinstance(failure.original_exception, ConfigurationError):
+                raise failure.original_exception
+            # Peers wait for this worker: let them fail at once rather than after their timeout.
+            self._processes.abort()
+            self.commit()
+        membership = Membership(
+            step=self._manager.current_step(),
+            rank=self._manager.participating_rank(),
+            world_size=self._manager.num_participants(),
+        )
+        self._collectives = ProcessGroupCollectives(self._processes, membership.rank, membership.world_size)
+        return membership
+
+    def reduce(self, tree: GradientSum, scalars: Tensor) -> tuple[Tensor, Tensor]:
+        """Sum over all workers; zeros come back when a peer failed, and then `commit` answers False."""
+        from student_worker.collectives import ExchangeError
+
+        try:
+            return tree.total(self._collectives), sum_scalars(scalars, self._collectives, tree.device)
+        except ExchangeError as error:
+            _log.warning("step %d will be done again: %s", self._manager.current_step(), error)
+            self._manager.report_error(error)
+            self._processes.abort()
+            return torch.zeros(tree.num_elements, device=tree.device), torch.zeros_like(scalars)
+
+    def commit(self) -> bool:
+        """Vote, and answer whether the step counts.
+
+        Raises:
+            GroupLostError: After `MAX_FAILURES` steps in a row that did not count.
+        """
+        if self._manager.should_commit(timeout=self._timeout):
+            self._failures = 0
+            self._established = True
+            return True
+        self._failures += 1
+        if self._failures >= MAX_FAILURES:
+            raise GroupLostError(f"step {self._manager.current_step()} failed {self._failures} times in a row")
+        if self._failures % 2 == 0 and self._timeout < self._max_timeout:
+            self._timeout = min(2 * self._timeout, self._max_timeout)
+            self._processes.set_timeout(self._timeout)
+            _log.warning("two failures at one step: peers now wait up to %s for each other", self._timeout)
+        return False
+
+    def close(self) -> None:
+        """Leave the group; the others notice it by the missing heartbeat."""
+        self._manager.shutdown(wait=False)
+        self._processes.abort()

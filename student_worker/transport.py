@@ -1,0 +1,272 @@
+"""How a newcomer gets the state of a peer: HTTP, safetensors and JSON, and the run's token on both sides.
+
+A peer serves its live tensors between `send_checkpoint` and `disallow_checkpoint`, that is while nobody moves the
+weights, without a copy. What is sent is framed as
+
+    8 bytes length, JSON metadata | safetensors | 32 bytes keyed BLAKE2b over the asker's nonce and all before it
+
+and the last 32 bytes are sent only if the weights are still the ones of that step: a transfer that was overtaken is
+a truncated one. The asker proves with a keyed hash that it knows the token, and the trailer proves the same of the
+peer; the token itself never travels. The weights are not encrypted. Nothing is unpickled.
+
+Knows nothing of what the tensors mean; torchft's Manager calls it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import hmac
+import http.client
+import json
+import logging
+import secrets
+import socket
+import threading
+import time
+import urllib.parse
+from collections.abc import Iterator
+from datetime import timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+from torch import Tensor
+from torchft.checkpointing import CheckpointTransport
+
+from stillhouse.errors import CheckpointError, CodecError, ConfigurationError
+from student_worker.tensor_stream import chunks_of, read_tensors, size_of
+
+MAX_STATE_BYTES = 1 << 40
+"""More than any state that one worker holds; keeps a false length from being believed."""
+MAX_METADATA_BYTES = 64 << 20
+"""Metadata are positions, hashes and random states."""
+MAX_TRANSFERS = 4
+"""Newcomers served at once; further ones are told to come again (503) and heal at the next step."""
+SOCKET_TIMEOUT_SECONDS = 10.0
+"""A peer that moves no byte for this long has failed."""
+
+DIGEST_BYTES = 32
+NONCE_HEADER = "X-Stillhouse-Nonce"
+PROOF_HEADER = "X-Stillhouse-Proof"
+
+State = dict[str, Any]
+"""What torchft's Manager hands over: {"user": {"default": (tensors, metadata)}, "torchft": {...}}."""
+
+_log = logging.getLogger(__name__)
+
+
+class TokenRefusedError(ConfigurationError):
+    """The peer does not know this run's token, or this worker does not."""
+
+
+def _keyed(token: str, *parts: bytes) -> Any:
+    # BLAKE2b takes keys of up to 64 bytes: a longer token is condensed first.
+    digest = hashlib.blake2b(key=hashlib.sha256(token.encode()).digest(), digest_size=DIGEST_BYTES)
+    for part in parts:
+        digest.update(len(part).to_bytes(8, "little") + part)
+    return digest
+
+
+def _proof(token: str, nonce: str, path: str) -> str:
+    return str(_keyed(token, b"ask", nonce.encode(), path.encode()).hexdigest())
+
+
+class _Offer:
+    """The state of one step, until it is withdrawn."""
+
+    def __init__(self, step: int, tensors: dict[str, Tensor], metadata: bytes) -> None:
+        self.step = step
+        self.tensors = tensors
+        self.metadata = metadata
+        self.size = 8 + len(metadata) + size_of(tensors) + DIGEST_BYTES
+        self.withdrawn = threading.Event()
+
+    def chunks(self, token: str, nonce: str) -> Iterator[bytes | memoryview]:
+        """Yield the whole answer; ends early, without the trailer, once the offer is withdrawn."""
+        digest = _keyed(token, b"answer", nonce.encode(), str(self.step).encode())
+        head = len(self.metadata).to_bytes(8, "little") + self.metadata
+        digest.update(head)
+        yield head
+        for chunk in chunks_of(self.tensors):
+            if self.withdrawn.is_set():
+                return
+            digest.update(chunk)
+            yield chunk
+        if not self.withdrawn.is_set():
+            yield digest.digest()
+
+
+class StateTransport(CheckpointTransport):  # type: ignore[misc]  # torchft ships no types
+    """Serves this worker's state to newcomers, and fetches a peer's.
+
+    Args:
+        host: the address that peers reach this worker at; the server binds to it.
+        token: the run's secret; both sides must know it.
+        max_state_bytes: the most that is accepted from a peer.
+        offer_timeout_seconds: how long one who asks waits for this worker to offer the state.
+    """
+
+    def __init__(
+        self,
+        host: str,
+        token: str,
+        *,
+        max_state_bytes: int = MAX_STATE_BYTES,
+        offer_timeout_seconds: float = SOCKET_TIMEOUT_SECONDS,
+    ) -> None:
+        if not token:
+            raise ConfigurationError("the run's token is empty; every worker of a run needs the same secret")
+        self._token = token
+        self._max_state_bytes = max_state_bytes
+        self._offer_timeout_seconds = offer_timeout_seconds
+        self._offer: _Offer | None = None
+        self._offered = threading.Condition()
+        self._slots = threading.BoundedSemaphore(MAX_TRANSFERS)
+        self._server = _server(host, self)
+        self._thread = threading.Thread(target=self._server.serve_forever, name="state-transport", daemon=True)
+        self._thread.start()
+
+    def metadata(self) -> str:
+        """Return the address that peers fetch from."""
+        host, port = self._server.server_address[:2]
+        return f"http://[{host!s}]:{port}/state/" if ":" in str(host) else f"http://{host!s}:{port}/state/"
+
+    def send_checkpoint(self, dst_ranks: list[int], step: int, state_dict: State, timeout: timedelta) -> None:
+        """Offer the state to whoever asks, until `disallow_checkpoint`; returns at once."""
+        del dst_ranks, timeout
+        tensors, metadata = state_dict["user"]["default"]
+        text = json.dumps({"torchft": state_dict["torchft"], "metadata": metadata}, allow_nan=False)
+        with self._offered:
+            self._offer = _Offer(step, tensors, text.encode())
+            self._offered.notify_all()
+
+    def disallow_checkpoint(self) -> None:
+        """Withdraw the offer: the weights are about to move. A transfer still under way ends truncated."""
+        with self._offered:
+            if self._offer is not None:
+                self._offer.withdrawn.set()
+                self._offer = None
+
+    def recv_checkpoint(self, src_rank: int, metadata: str, step: int, timeout: timedelta) -> State:
+        """Fetch the state of `step` from the peer at address `metadata`.
+
+        Raises:
+            TokenRefusedError: If one of the two does not know the run's token.
+            CheckpointError: If the peer has no such state now, or what it sent is truncated, altered or too large.
+        """
+        try:
+            return self._fetch(f"{metadata}{step}", step, timeout.total_seconds())
+        except (OSError, http.client.HTTPException, CodecError) as error:
+            raise CheckpointError(f"no state of step {step} from worker {src_rank} at {metadata}: {error}") from error
+
+    def _fetch(self, url: str, step: int, timeout_seconds: float) -> State:
+        address = urllib.parse.urlsplit(url)
+        nonce = secrets.token_hex(16)
+        connection = http.client.HTTPConnection(str(address.hostname), address.port, timeout=timeout_seconds)
+        with contextlib.closing(connection):
+            connection.request(
+                "GET",
+                address.path,
+                headers={NONCE_HEADER: nonce, PROOF_HEADER: _proof(self._token, nonce, address.path)},
+            )
+            response = connection.getresponse()
+            if response.status == http.HTTPStatus.UNAUTHORIZED:
+                raise TokenRefusedError(f"{url} refused this worker: it was started without the run's token")
+            if response.status != http.HTTPStatus.OK:
+                raise CheckpointError(f"{url} answered {response.status} {response.reason}")
+            return self._read(response, nonce, step, time.monotonic() + timeout_seconds)
+
+    def _read(self, response: http.client.HTTPResponse, nonce: str, step: int, deadline: float) -> State:
+        announced = int(response.headers.get("Content-Length", "0"))
+        if not DIGEST_BYTES < announced <= self._max_state_bytes:
+            raise CodecError(f"the peer announces {announced} bytes; the limit is {self._max_state_bytes}")
+        digest = _keyed(self._token, b"answer", nonce.encode(), str(step).encode())
+
+        def read_into(target: memoryview) -> None:
+            _fill(response, target, deadline)
+            digest.update(target)
+
+        length = bytearray(8)
+        read_into(memoryview(length))
+        if (size := int.from_bytes(length, "little")) > min(MAX_METADATA_BYTES, announced):
+            raise CodecError(f"the metadata announces {size} bytes")
+        text = bytearray(size)
+        read_into(memoryview(text))
+        tensors = read_tensors(read_into, limit_bytes=announced - 8 - size - DIGEST_BYTES)
+        trailer = bytearray(DIGEST_BYTES)
+        _fill(response, memoryview(trailer), deadline)
+        if not hmac.compare_digest(bytes(trailer), digest.digest()):
+            raise TokenRefusedError("the peer's answer was altered, or it does not know the run's token")
+        content = json.loads(text)
+        return {"user": {"default": (tensors, content["metadata"])}, "torchft": content["torchft"]}
+
+    def answer(self, path: str, nonce: str, proof: str, handler: BaseHTTPRequestHandler) -> None:
+        """Answer one request; called by the server's threads."""
+        if not hmac.compare_digest(proof.encode(), _proof(self._token, nonce, path).encode()):
+            handler.send_error(http.HTTPStatus.UNAUTHORIZED, "this run's token is needed")
+        elif (offer := self._await_offer(path)) is None:
+            handler.send_error(http.HTTPStatus.NOT_FOUND, "no such state is offered now")
+        elif not self._slots.acquire(blocking=False):
+            handler.send_error(http.HTTPStatus.SERVICE_UNAVAILABLE, "too many transfers at once")
+        else:
+            try:
+                handler.send_response(http.HTTPStatus.OK)
+                handler.send_header("Content-Type", "application/octet-stream")
+                handler.send_header("Content-Length", str(offer.size))
+                handler.end_headers()
+                for chunk in offer.chunks(self._token, nonce):
+                    handler.wfile.write(chunk)
+            finally:
+                self._slots.release()
+
+    def _await_offer(self, path: str) -> _Offer | None:
+        """Return the offer that a path names; a newcomer may ask a moment before the Manager has made it."""
+
+        def named() -> _Offer | None:
+            return self._offer if self._offer is not None and path == f"/state/{self._offer.step}" else None
+
+        with self._offered:
+            self._offered.wait_for(named, timeout=self._offer_timeout_seconds)
+            return named()
+
+    def shutdown(self, wait: bool = True) -> None:
+        """Stop serving."""
+        self.disallow_checkpoint()
+        self._server.shutdown()
+        self._server.server_close()
+        if wait:
+            self._thread.join(timeout=SOCKET_TIMEOUT_SECONDS)
+
+
+def _fill(response: http.client.HTTPResponse, target: memoryview, deadline: float) -> None:
+    done = 0
+    while done < len(target):
+        if time.monotonic() > deadline:
+            raise CodecError("the peer's answer took longer than the group's timeout")
+        count = response.readinto(target[done:])
+        if not count:
+            raise CodecError("the peer's answer is truncated: it moved on, or was lost")
+        done += count
+
+
+def _server(host: str, transport: StateTransport) -> ThreadingHTTPServer:
+    class Handler(BaseHTTPRequestHandler):
+        timeout = SOCKET_TIMEOUT_SECONDS
+
+        def do_GET(self) -> None:
+            try:
+                transport.answer(
+                    self.path, self.headers.get(NONCE_HEADER, ""), self.headers.get(PROOF_HEADER, ""), self
+                )
+            except OSError as error:
+                _log.warning("a transfer to %s ended early: %s", self.client_address[0], error)
+
+        def log_message(self, template: str, *args: Any) -> None:
+            _log.debug("%s: %s", self.client_address[0], template % args)
+
+    class Server(ThreadingHTTPServer):
+        address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        daemon_threads = True
+        block_on_close = False
+
+    return Server((host, 0), Handler)
