@@ -1,0 +1,111 @@
+"""What a corpus is and how it becomes samples: the `data` part of a recipe, and the flags of every command that reads.
+
+Each field's description is its help text on the command line and in the recipe's schema. Knows nothing of files or
+tokenizers: what only they can tell is checked where they are read.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+HUB_SCHEME = "hub:"
+BUILTIN_SCHEME = "builtin:"
+
+SourceFormat = Literal["auto", "text", "jsonl", "parquet", "tokens"]
+RecordForm = Literal["auto", "text", "messages", "prompt_completion"]
+
+
+def _named(sources: tuple[str, ...]) -> tuple[str, ...]:
+    if not all(source.strip() for source in sources):
+        raise ValueError("a source must not be empty; name a file, a folder, a glob, hub:NAME or builtin:NAME")
+    return sources
+
+
+Sources = Annotated[tuple[str, ...], AfterValidator(_named)]
+
+
+class DataSpec(BaseModel):
+    """A corpus and its preparation."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    sources: Sources = Field(
+        min_length=1,
+        description="Files, folders, globs, hub:OWNER/NAME (a hub dataset) or builtin:pydoc-topics, in this order.",
+    )
+    format: SourceFormat = Field(
+        "auto",
+        description="What the files hold; auto goes by their endings (.txt .md .rst, .jsonl .ndjson .json, .parquet, "
+        ".bin; with .gz or .zst after them).",
+    )
+    dataset_config: str | None = Field(None, description="The configuration of a hub dataset, where it has several.")
+    dataset_split: str | None = Field(None, description="The split of a hub dataset, e.g. train or train[:1%]. [train]")
+    dataset_revision: str | None = Field(None, description="The commit, tag or branch of a hub dataset.")
+    record: RecordForm = Field(
+        "auto",
+        description="What a record of JSONL, Parquet or a hub dataset holds; auto goes by the first one's columns.",
+    )
+    text_column: str = Field("text", min_length=1, description="The column that holds a document's text.")
+    messages_column: str = Field(
+        "messages", min_length=1, description="The column that holds a conversation: a list of {role, content}."
+    )
+    prompt_column: str = Field("prompt", min_length=1, description="The column that holds a prompt.")
+    completion_column: str = Field("completion", min_length=1, description="The column that holds its completion.")
+    text_separator: str | None = Field(
+        None,
+        min_length=1,
+        description=r"What stands between two documents of a text file, e.g. \n\n or <|endoftext|>; without it a "
+        "file is one document.",
+    )
+    prompts: Literal["chat", "plain"] = Field(
+        "chat",
+        description="chat: a prompt and its completion go through the chat template as user and assistant; plain: they "
+        "are put end to end.",
+    )
+    learn: Literal["assistant", "all"] = Field(
+        "assistant",
+        description="Which tokens of conversations and completions are learnt: what the assistant says, or all. Plain "
+        "text is learnt whole.",
+    )
+    chat_template: Path | None = Field(
+        None, description="A file with a Jinja chat template, used instead of the tokenizer's own."
+    )
+    append_eos: bool = Field(
+        True, description="End each text and each plain completion with the tokenizer's end-of-sequence token."
+    )
+    boundary_token_id: int | None = Field(
+        None,
+        ge=0,
+        description="The id that ends a document in .bin shards. [the tokenizer's end-of-sequence token]",
+    )
+    block_size: int = Field(
+        1024, ge=2, description="Tokens of a sample: documents are packed into blocks of this length."
+    )
+    held_out_fraction: float | None = Field(
+        None, gt=0, lt=1, description="Hold this part of the tokens out of training, e.g. 0.05, for evaluation."
+    )
+    held_out_samples: int | None = Field(
+        None, ge=1, description="Hold this many samples, at most, out of training, for evaluation."
+    )
+    held_out_sources: Sources = Field(
+        (), description="Evaluate on these sources (of the same kinds) instead of a part of the training sources."
+    )
+
+    @model_validator(mode="after")
+    def _no_setting_without_effect(self) -> DataSpec:
+        held_out = {
+            "held_out_fraction": self.held_out_fraction,
+            "held_out_samples": self.held_out_samples,
+            "held_out_sources": self.held_out_sources,
+        }
+        named = [name for name, value in held_out.items() if value]
+        if len(named) > 1:
+            raise ValueError(f"{' and '.join(named)} are two ways to hold data out; give one")
+        if not any(source.startswith(HUB_SCHEME) for source in (*self.sources, *self.held_out_sources)):
+            for name in ("dataset_config", "dataset_split", "dataset_revision"):
+                if getattr(self, name) is not None:
+                    raise ValueError(f"{name} has no effect without a hub dataset; name one as {HUB_SCHEME}OWNER/NAME")
+        return self
