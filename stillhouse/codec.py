@@ -242,6 +242,8 @@ def _check_sampled(payload: SampledCounts) -> None:
 
 
 def _bytes_of(tensor: Tensor) -> memoryview:
+    if not tensor.numel():  # an empty tensor may have strides that no view takes
+        return memoryview(b"")
     flat = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8)
     return flat.numpy().data
 

@@ -97,7 +97,8 @@ def _collect(
 ) -> dict[str, Tensor]:
     """Reduce each chunk and lay the results end to end on the host, by the name of their column."""
     if num_positions is None:
-        parts = [[part.cpu() for part in reduce(chunk)] for chunk in chunks]
+        # Copied, since a part may be a view of its chunk, which belongs to the caller.
+        parts = [[part.to("cpu", copy=True) for part in reduce(chunk)] for chunk in chunks]
         empty = [torch.empty(0, *column.shape, dtype=column.dtype) for column in columns.values()]
         return {name: torch.cat(column) for name, column in zip(columns, zip(empty, *parts, strict=True), strict=True)}
     whole = {name: torch.empty(num_positions, *c.shape, dtype=c.dtype) for name, c in columns.items()}
