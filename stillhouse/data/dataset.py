@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from stillhouse.data.packing import Packing, Sample, Segment, read_sample
@@ -81,9 +82,8 @@ class PackedDataset:
         self._token_ids = _mapped(folder / "token_ids.u32", "<u4")
         self._learnt = _mapped(folder / "learnt.u8", "?") if "learnt.u8" in manifest.files else None
         self._samples = _mapped(folder / f"{name}.samples.i64", "<i8")
-        self._packing = Packing(
-            _mapped(folder / f"{name}.starts.i64", "<i8"), _mapped(folder / f"{name}.edges.i64", "<i8"), self.block_size
-        )
+        self._edges = _mapped(folder / f"{name}.edges.i64", "<i8")
+        self._packing = Packing(_mapped(folder / f"{name}.starts.i64", "<i8"), self._edges, self.block_size)
 
     def __len__(self) -> int:
         return len(self._samples)
@@ -100,6 +100,11 @@ class PackedDataset:
 
     def __iter__(self) -> Iterator[Sample]:
         return (self[index] for index in range(len(self)))
+
+    def document_lengths(self) -> NDArray[np.int64]:
+        """Return the length in tokens of each document of the part, int64 `[D]`."""
+        lengths: NDArray[np.int64] = np.diff(self._edges)
+        return lengths
 
     def _segments(self, index: int) -> list[Segment]:
         return self._packing.segments(int(self._samples[index]))

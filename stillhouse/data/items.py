@@ -1,4 +1,4 @@
-"""What a source hands on: a text, a conversation, a prompt with its completion, or token ids, and where it stood.
+"""What a source hands on (a text, a conversation, a prompt with its completion, token ids), and what becomes of it.
 
 Knows nothing of files or tokenizers.
 """
@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 TokenIds = NDArray[np.uint32]
+Mask = NDArray[np.bool_]
 Message = Mapping[str, Any]
 
 
@@ -67,3 +68,13 @@ class Tokens:
 
 
 Item = Text | Conversation | PromptCompletion | Tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """Ids of a document or of a piece of one, uint32 `[L]`, which of them are learnt, bool `[L]`; `last` ends it."""
+
+    place: Place
+    token_ids: TokenIds
+    learnt: Mask
+    last: bool = True

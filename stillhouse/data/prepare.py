@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stillhouse.data.cache import Cache, default_cache_dir
 from stillhouse.data.dataset import FORMAT_VERSION, Prepared, open_prepared
+from stillhouse.data.items import Encoded, Item
+from stillhouse.data.shards import encode_shards
 from stillhouse.data.sources import Source, resolve
 from stillhouse.data.spec import DataSpec
 from stillhouse.data.tokenize import DocumentTokenizer, chat_template
@@ -39,7 +41,7 @@ class Progress:
 
 def prepare(
     spec: DataSpec,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: PreTrainedTokenizerBase | None,
     cache_dir: Path | str | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> Prepared:
@@ -47,7 +49,8 @@ def prepare(
 
     Args:
         spec: what to read, and how.
-        tokenizer: the tokenizer of teacher and student, as transformers loads it.
+        tokenizer: the tokenizer of teacher and student, as transformers loads it; None reads `.bin` shards alone, whose
+            ids are then checked against no vocabulary and end no document by themselves.
         cache_dir: where prepared corpora are kept; by default in the user's cache folder.
         progress: called now and then while documents are tokenised; never if nothing is.
 
@@ -59,19 +62,20 @@ def prepare(
     cache = Cache(Path(cache_dir) if cache_dir is not None else default_cache_dir())
     sources = resolve(spec.sources, spec)
     held_out = resolve(spec.held_out_sources, spec)
-    _check_boundary(spec, (*sources, *held_out))
-    tokens = tokenizer_tokens(tokenizer)
+    _check_effects(spec, (*sources, *held_out))
+    tokens = () if tokenizer is None else tokenizer_tokens(tokenizer)
     content = [[source.content(cache.file_digest) for source in group] for group in (sources, held_out)]
     settings = spec.model_dump(mode="json", exclude={"sources", "held_out_sources", "chat_template"})
     key = fingerprint("prepared", FORMAT_VERSION, json.dumps([content, settings]), *_tokenizer_fields(tokenizer, spec))
 
     def make(folder: Path) -> None:
-        _write(folder, (sources, held_out), DocumentTokenizer(tokenizer, spec, len(tokens)), layout, progress)
+        encode = encode_shards if tokenizer is None else DocumentTokenizer(tokenizer, spec, len(tokens)).encode
+        _write(folder, (sources, held_out), encode, layout, progress)
 
     layout = Layout(
         key=key,
-        tokenizer_fingerprint=tokens_fingerprint(tokens),
-        vocabulary_size=len(tokens),
+        tokenizer_fingerprint=tokens_fingerprint(tokens) if tokens else "",
+        vocabulary_size=len(tokens) or None,
         block_size=spec.block_size,
         held_out_fraction=spec.held_out_fraction,
         held_out_samples=spec.held_out_samples,
@@ -83,7 +87,7 @@ def prepare(
 def _write(
     folder: Path,
     groups: tuple[tuple[Source, ...], tuple[Source, ...]],
-    tokenizer: DocumentTokenizer,
+    encode: Callable[[Iterable[Item]], Iterator[Encoded]],
     layout: Layout,
     progress: Callable[[Progress], None] | None,
 ) -> None:
@@ -95,7 +99,7 @@ def _write(
                 layout = dataclasses.replace(layout, held_out_from=writer.num_documents)
             for source in group:
                 before = writer.num_tokens, writer.skipped_documents
-                for encoded in tokenizer.encode(source.read()):
+                for encoded in encode(source.read()):
                     writer.add(encoded)
                     if progress is not None and encoded.last:
                         progress(Progress(source.name, done, num_sources, writer.num_documents, writer.num_tokens))
@@ -105,7 +109,7 @@ def _write(
         writer.finish(layout)
 
 
-def _check_boundary(spec: DataSpec, sources: tuple[Source, ...]) -> None:
+def _check_effects(spec: DataSpec, sources: tuple[Source, ...]) -> None:
     """Refuse settings of one kind of file where there is none of it."""
     kinds = {source.kind for source in sources}
     for name, kind, what in (("boundary_token_id", "tokens", ".bin shards"), ("text_separator", "text", "text files")):
@@ -115,6 +119,8 @@ def _check_boundary(spec: DataSpec, sources: tuple[Source, ...]) -> None:
 
 def _tokenizer_fields(tokenizer: Any, spec: DataSpec) -> tuple[str, ...]:
     """Return everything about a tokenizer that its ids, and the text that its template renders, depend on."""
+    if tokenizer is None:
+        return ()
     if tokenizer.is_fast:
         model = json.loads(tokenizer.backend_tokenizer.to_str())
         # What the last call asked for, not what the tokenizer is.

@@ -6,10 +6,13 @@ tokenizers: what only they can tell is checked where they are read.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from stillhouse.errors import ConfigurationError
 
 HUB_SCHEME = "hub:"
 BUILTIN_SCHEME = "builtin:"
@@ -22,6 +25,11 @@ def _named(sources: tuple[str, ...]) -> tuple[str, ...]:
     if not all(source.strip() for source in sources):
         raise ValueError("a source must not be empty; name a file, a folder, a glob, hub:NAME or builtin:NAME")
     return sources
+
+
+def _unescaped(text: str | None) -> str | None:
+    # A command line cannot easily hold a newline: what looks like one is one.
+    return text and text.replace(r"\n", "\n").replace(r"\t", "\t")
 
 
 Sources = Annotated[tuple[str, ...], AfterValidator(_named)]
@@ -42,7 +50,9 @@ class DataSpec(BaseModel):
         ".bin; with .gz or .zst after them).",
     )
     dataset_config: str | None = Field(None, description="The configuration of a hub dataset, where it has several.")
-    dataset_split: str | None = Field(None, description="The split of a hub dataset, e.g. train or train[:1%]. [train]")
+    dataset_split: str | None = Field(
+        None, description="The split of a hub dataset, such as train (the default) or 'train[:1%]'."
+    )
     dataset_revision: str | None = Field(None, description="The commit, tag or branch of a hub dataset.")
     record: RecordForm = Field(
         "auto",
@@ -54,7 +64,7 @@ class DataSpec(BaseModel):
     )
     prompt_column: str = Field("prompt", min_length=1, description="The column that holds a prompt.")
     completion_column: str = Field("completion", min_length=1, description="The column that holds its completion.")
-    text_separator: str | None = Field(
+    text_separator: Annotated[str | None, AfterValidator(_unescaped)] = Field(
         None,
         min_length=1,
         description=r"What stands between two documents of a text file, e.g. \n\n or <|endoftext|>; without it a "
@@ -79,7 +89,7 @@ class DataSpec(BaseModel):
     boundary_token_id: int | None = Field(
         None,
         ge=0,
-        description="The id that ends a document in .bin shards. [the tokenizer's end-of-sequence token]",
+        description="The id that ends a document in .bin shards; by default the tokenizer's end of sequence.",
     )
     block_size: int = Field(
         1024, ge=2, description="Tokens of a sample: documents are packed into blocks of this length."
@@ -109,3 +119,21 @@ class DataSpec(BaseModel):
                 if getattr(self, name) is not None:
                     raise ValueError(f"{name} has no effect without a hub dataset; name one as {HUB_SCHEME}OWNER/NAME")
         return self
+
+
+def data_spec(values: Mapping[str, Any]) -> DataSpec:
+    """Build a spec from named values, of which those that are None count as not given.
+
+    Raises:
+        ConfigurationError: a value that cannot be used; the message names the key, the value and what is wrong.
+    """
+    try:
+        return DataSpec.model_validate({name: value for name, value in values.items() if value is not None})
+    except ValidationError as error:
+        raise ConfigurationError("; ".join(_complaint(fault) for fault in error.errors())) from error
+
+
+def _complaint(fault: Any) -> str:
+    name = ".".join(str(part) for part in fault["loc"])
+    message = fault["msg"].removeprefix("Value error, ")
+    return f"{name}: {message}; got {fault['input']!r}" if name else message

@@ -9,15 +9,25 @@ Knows nothing of blocks or files.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from stillhouse.data.chat import UnreadableTemplateError, assistant_spans, marks_generation
-from stillhouse.data.items import Conversation, Item, Message, Place, PromptCompletion, Text, TokenIds, Tokens
+from stillhouse.data.items import (
+    Conversation,
+    Encoded,
+    Item,
+    Mask,
+    Message,
+    Place,
+    PromptCompletion,
+    Text,
+    TokenIds,
+    Tokens,
+)
+from stillhouse.data.shards import cut_shard
 from stillhouse.data.spec import DataSpec
 from stillhouse.errors import DataError
 
@@ -27,18 +37,6 @@ if TYPE_CHECKING:
 MAX_BATCH_ITEMS: Final = 256
 MAX_BATCH_CHARACTERS: Final = 4 << 20
 """What is tokenised at a time: enough to keep a fast tokenizer's threads busy, and a bound on memory."""
-
-Mask = NDArray[np.bool_]
-
-
-@dataclass(frozen=True, slots=True)
-class Encoded:
-    """Ids of a document or of a piece of one, uint32 `[L]`, which of them are learnt, bool `[L]`; `last` ends it."""
-
-    place: Place
-    token_ids: TokenIds
-    learnt: Mask
-    last: bool = True
 
 
 class DocumentTokenizer:
@@ -86,7 +84,7 @@ class DocumentTokenizer:
                     case Conversation():
                         yield self._conversation(item)
                     case Tokens():
-                        yield from self._tokens(item)
+                        yield from cut_shard(item, boundary=self._boundary, vocabulary_size=self._vocabulary_size)
 
     def _text(self, item: Text, token_ids: Sequence[int]) -> Encoded:
         whole = (*(self._prefix if item.first else ()), *token_ids, *(self._suffix if item.last else ()))
@@ -133,24 +131,6 @@ class DocumentTokenizer:
             before = self._render(item.place, item.messages[: item.learn_from], False)
             learnt[: len(self._tokenize([before])[0])] = False
         return Encoded(item.place, _array(answer["input_ids"]), learnt)
-
-    def _tokens(self, item: Tokens) -> Iterator[Encoded]:
-        token_ids = item.token_ids
-        if token_ids.size and int(token_ids.max()) >= self._vocabulary_size:
-            at = int(np.argmax(token_ids >= self._vocabulary_size))
-            raise DataError(
-                f"{item.place}, id {item.offset + at} (byte {4 * (item.offset + at)}): {token_ids[at]} is outside the "
-                f"tokenizer's vocabulary of {self._vocabulary_size}; the shard was written with another tokenizer, or "
-                "its ids are not little-endian u32"
-            )
-        ends = np.flatnonzero(token_ids == self._boundary) + 1 if self._boundary is not None else np.empty(0, np.int64)
-        start = 0
-        for end in ends.tolist():
-            yield Encoded(item.place, token_ids[start:end], np.ones(end - start, dtype=np.bool_))
-            start = end
-        if start < len(token_ids) or item.last:
-            rest = token_ids[start:]
-            yield Encoded(item.place, rest, np.ones(len(rest), dtype=np.bool_), item.last)
 
     def _tokenize(self, texts: list[str]) -> list[list[int]]:
         if not texts:

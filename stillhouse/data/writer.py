@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from stillhouse.data.dataset import FORMAT_VERSION, MANIFEST, Manifest, Part, PartName
 from stillhouse.data.held_out import Ranges, content_key, split
+from stillhouse.data.items import Encoded
 from stillhouse.data.packing import Packing, Sample, read_sample
-from stillhouse.data.tokenize import Encoded
 from stillhouse.errors import DataError
 
 CHUNK_TOKENS: Final = 1 << 22
@@ -26,11 +26,15 @@ CHUNK_TOKENS: Final = 1 << 22
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """What `finish` needs to know. Documents from `held_out_from` on came from the held-out sources, if given."""
+    """What `finish` needs to know.
+
+    Documents from `held_out_from` on came from the held-out sources, where there are any. A vocabulary size of None is
+    that of the ids that are there.
+    """
 
     key: str
     tokenizer_fingerprint: str
-    vocabulary_size: int
+    vocabulary_size: int | None
     block_size: int
     held_out_from: int | None = None
     held_out_fraction: float | None = None
@@ -126,7 +130,7 @@ class CorpusWriter:
             format_version=FORMAT_VERSION,
             key=layout.key,
             tokenizer_fingerprint=layout.tokenizer_fingerprint,
-            vocabulary_size=layout.vocabulary_size,
+            vocabulary_size=layout.vocabulary_size or corpus.max_token_id + 1,
             max_token_id=corpus.max_token_id,
             block_size=layout.block_size,
             skipped_documents=self.skipped_documents,

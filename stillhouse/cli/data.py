@@ -1,0 +1,162 @@
+"""`stillhouse data prepare | inspect`: build a corpus' samples, and look at them before anything is trained on them.
+
+The flags that describe a corpus are made from `DataSpec`, so that name, type and help stand once and are those that
+training takes. Nothing heavy is imported until a verb runs.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
+
+import typer
+
+from stillhouse.data.spec import DataSpec, data_spec
+from stillhouse.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from stillhouse.data import Prepared
+
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, help="Prepare a corpus, and look at the samples that it gives."
+)
+
+SourceNames = Annotated[list[str] | None, typer.Argument(metavar="SOURCE...", help="The same as --data.")]
+Tokenizer = Annotated[str, typer.Option(help="The tokenizer: a folder, a hub name, a .gguf file, or smollm2.")]
+Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a tokenizer from the hub.")]
+CacheDir = Annotated[
+    Path | None, typer.Option(help="Where prepared corpora are kept; by default in the user's cache folder.")
+]
+
+
+def _with_data_flags(command: Callable[..., None]) -> Callable[..., None]:
+    """Let a command that takes `spec` first take one flag per field of `DataSpec` instead."""
+
+    def run(sources: list[str] | None = None, **values: Any) -> None:
+        flags = {_field_name(name): values.pop(name) for name in names}
+        flags["sources"] = (*(sources or ()), *(flags["sources"] or ())) or None
+        # An empty list is how typer says that a repeated flag was not given.
+        command(data_spec({name: value or None if value == [] else value for name, value in flags.items()}), **values)
+
+    own = list(inspect.signature(command, eval_str=True).parameters.values())[1:]
+    positional = inspect.Parameter(
+        "sources", inspect.Parameter.POSITIONAL_OR_KEYWORD, default=None, annotation=SourceNames
+    )
+    flags = [_flag(name) for name in DataSpec.model_fields]
+    names = [flag.name for flag in flags]
+    parameters = [positional, *(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in own), *flags]
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # functions take attributes
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    run.__name__, run.__doc__ = command.__name__.rstrip("_"), command.__doc__
+    return run
+
+
+def _field_name(flag: str) -> str:
+    return "sources" if flag == "data" else flag
+
+
+def _flag(field: str) -> inspect.Parameter:
+    info = DataSpec.model_fields[field]
+    name = "data" if field == "sources" else field
+    dashed = name.replace("_", "-")
+    kind: Any = info.annotation
+    kinds = get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
+    kind = next(one for one in kinds if one is not types.NoneType)
+    if get_origin(kind) is tuple:
+        kind = list[str]
+    description = " ".join((info.description or "").split())
+    if not info.is_required() and info.default not in (None, (), True, False):
+        description += f" (default: {info.default})"
+    option = typer.Option(
+        f"--{dashed}/--no-{dashed}" if kind is bool else f"--{dashed}", help=description, show_default=False
+    )
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, option]
+    )
+
+
+@app.command("prepare")
+@_with_data_flags
+def prepare_(
+    spec: DataSpec,
+    *,
+    tokenizer: Tokenizer,
+    revision: Revision = None,
+    cache_dir: CacheDir = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the manifest as JSON.")] = False,
+) -> None:
+    """Tokenise and pack a corpus, and keep the result, so that training starts at once."""
+    from stillhouse.cli.data_view import print_summary
+
+    prepared, _ = _prepare(spec, tokenizer, revision, cache_dir)
+    if as_json:
+        summary = {"folder": str(prepared.folder), "from_cache": prepared.from_cache}
+        typer.echo(json.dumps({**summary, **prepared.manifest.model_dump(mode="json")}, indent=2))
+    else:
+        print_summary(prepared, _console())
+
+
+@app.command("inspect")
+@_with_data_flags
+def inspect_(
+    spec: DataSpec,
+    *,
+    tokenizer: Tokenizer,
+    revision: Revision = None,
+    cache_dir: CacheDir = None,
+    part: Annotated[Literal["train", "held_out"], typer.Option(help="Which part's samples to show.")] = "train",
+    sample: Annotated[
+        list[int] | None,
+        typer.Option(help="Show this sample, counted from 0; once more for more; by default the first 3."),
+    ] = None,
+) -> None:
+    """Show samples as text: which tokens are learnt, and where one document ends and the next begins."""
+    from stillhouse.cli.data_view import print_samples, print_summary
+
+    prepared, loaded = _prepare(spec, tokenizer, revision, cache_dir)
+    console = _console()
+    print_summary(prepared, console)
+    print_samples(prepared, part, sample or None, loaded, console)
+
+
+def _prepare(spec: DataSpec, tokenizer: str, revision: str | None, cache_dir: Path | None) -> tuple[Prepared, Any]:
+    from stillhouse.cli.data_view import preparing
+    from stillhouse.data import prepare
+
+    loaded = _load_tokenizer(tokenizer, revision)
+    with preparing(_console(stderr=True)) as progress:
+        return prepare(spec, loaded, cache_dir, progress), loaded
+
+
+def _load_tokenizer(name: str, revision: str | None) -> Any:
+    from stillhouse.models import SMOLLM2, load_tokenizer, resolve_model, silence_transformers
+
+    silence_transformers()
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return load_tokenizer(path)
+    if path.exists() or name == SMOLLM2:
+        return load_tokenizer(resolve_model(name))
+    from transformers import AutoTokenizer
+
+    try:
+        # Not through `resolve_model`, which would fetch the weights too.
+        return AutoTokenizer.from_pretrained(name, revision=revision)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise ConfigurationError(
+            f"tokenizer {name!r} is neither a folder nor one that the hub gives now "
+            f"({str(error).splitlines()[0]}); name a folder, a hub name or smollm2"
+        ) from error
+
+
+def _console(*, stderr: bool = False) -> Console:
+    from rich.console import Console
+
+    # Colours only for a person: what goes into a file or a pipe is plain and never cut to a width.
+    return Console(soft_wrap=True, highlight=False, stderr=stderr)
