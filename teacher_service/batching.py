@@ -65,7 +65,7 @@ ComputeBatch = Callable[[SequenceOf[Job]], SequenceOf[Outcome]]
 """Runs in the model's thread: one outcome for each job, in order."""
 
 Remember = Callable[[SequenceOf[tuple[bytes, bytes]]], Awaitable[None]]
-"""Keeps keys and payloads; never raises."""
+"""Keeps keys and payloads."""
 
 
 class Batcher:
@@ -186,9 +186,11 @@ class Batcher:
     async def _finish(self, batch: SequenceOf[Job], outcomes: SequenceOf[Outcome]) -> None:
         """Remember first, so that a flight lands only when the cache answers in its place."""
         pairs = list(zip(batch, outcomes, strict=True))
-        await self._remember(
-            [(job.key, done.payload) for job, done in pairs if job.key is not None and isinstance(done, Computed)]
-        )
+        keep = [(job.key, done.payload) for job, done in pairs if job.key is not None and isinstance(done, Computed)]
+        try:
+            await self._remember(keep)
+        except Exception:  # an answer that cannot be remembered is an answer all the same
+            logger.exception("remember_failed", answers=len(keep))
         for job, outcome in pairs:
             if job.result.done():
                 continue

@@ -67,8 +67,24 @@ class Teacher:
             max_queue_sequences=settings.max_queue_sequences,
             max_queue_tokens=settings.max_queue_tokens,
         )
-        self._loop = asyncio.create_task(self._batcher.run(), name="batcher")
+        self.running = asyncio.create_task(self._batcher.run(), name="batcher")
+        """Ends only when `close` is called; a service whose teacher has ended otherwise cannot go on."""
         self.description = _describe(backend.describe(), settings)
+
+    def check(self, request: LogitsRequest) -> int:
+        """Check a request against this teacher; return the most bytes that its payloads can have.
+
+        Raises:
+            TeacherError: what it would be answered.
+        """
+        request.check(self.description)
+        size = sum(header.size_bounds()[1] for header in self._expected_headers(request))
+        if size > self._max_answer_bytes:
+            raise RequestTooLongError(
+                f"sequences: their answer would have {size} bytes, over this teacher's limit of "
+                f"{self._max_answer_bytes}; send several requests, or ask for a sparser encoding"
+            )
+        return size
 
     async def answer(self, request: LogitsRequest) -> EncodedAnswer:
         """Answer a request.
@@ -76,9 +92,8 @@ class Teacher:
         Raises:
             TeacherError: one of its kinds, when there is no answer.
         """
-        request.check(self.description)
-        headers = [self._expected_header(request, index) for index in range(len(request.sequences))]
-        self._check_answer_bytes(headers)
+        self.check(request)
+        headers = self._expected_headers(request)
         keys = [self._key(request, index) for index in range(len(request.sequences))]
         remembered = await self._look_up(request, dict(zip(keys, headers, strict=True)))
         computed = await self._compute_missing(request, keys, remembered)
@@ -103,25 +118,20 @@ class Teacher:
     async def close(self) -> None:
         """Give up what still waits, and end the batch that computes."""
         self._batcher.close()
-        self._loop.cancel()
-        await asyncio.wait({self._loop})
+        self.running.cancel()
+        await asyncio.wait({self.running})
 
-    def _expected_header(self, request: LogitsRequest, index: int) -> Header:
-        return Header.expected(
-            request.encoding,
-            rows=request.sequences[index].num_positions,
-            temperature=request.temperature,
-            vocabulary_size=request.effective_vocabulary_size(self.description.vocabulary_size),
-            hidden_size=self.description.hidden_size,
-        )
-
-    def _check_answer_bytes(self, headers: SequenceOf[Header]) -> None:
-        size = sum(header.size_bounds()[1] for header in headers)
-        if size > self._max_answer_bytes:
-            raise RequestTooLongError(
-                f"sequences: their answer would have {size} bytes, over this teacher's limit of "
-                f"{self._max_answer_bytes}; send several requests, or ask for a sparser encoding"
+    def _expected_headers(self, request: LogitsRequest) -> list[Header]:
+        return [
+            Header.expected(
+                request.encoding,
+                rows=sequence.num_positions,
+                temperature=request.temperature,
+                vocabulary_size=request.effective_vocabulary_size(self.description.vocabulary_size),
+                hidden_size=self.description.hidden_size,
             )
+            for sequence in request.sequences
+        ]
 
     def _key(self, request: LogitsRequest, index: int) -> bytes:
         return cache_key(

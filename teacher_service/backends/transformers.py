@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from collections.abc import Sequence as SequenceOf
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -43,9 +43,9 @@ class TransformersBackend(TeacherBackend):
 
     def __init__(self, model: PreTrainedModel, *, name: str, tokens: tuple[str, ...] = ()) -> None:
         # Typed loosely: what a model takes and gives differs by architecture.
-        self._model: Any = model
-        self._base: Any = model.base_model
-        self._head: Any = self._model.get_output_embeddings()
+        self._model = untyped = cast("Any", model)
+        self._base: Any = untyped.base_model
+        self._head: Any = untyped.get_output_embeddings()
         self._device = model.device
         self._description = self._describe(model, name, tokens)
         self._keeps_segments_apart = self._probe_segments()
