@@ -15,7 +15,7 @@ from torch import Tensor
 from stillhouse.kd import checks
 from stillhouse.kd.rows import NO_LABEL, RowKernel, RowTerms, RowWeights
 from stillhouse.kd.teacher import TopKTail, num_rows, shared_width, take_rows, teacher_source
-from stillhouse.payloads import OutputHead, Payload
+from stillhouse.payloads import DenseLogits, OutputHead, Payload
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,5 +243,6 @@ def _refuse(kind: int, row: int, teacher_row: int, part: Part) -> None:
 
 def _accumulation_dtype(student: Tensor, teacher: Payload | Tensor | None) -> torch.dtype:
     """float32 for every narrower dtype; float64 where one side came in it."""
-    wide = student.dtype == torch.float64 or (isinstance(teacher, Tensor) and teacher.dtype == torch.float64)
+    logits = teacher.logits if isinstance(teacher, DenseLogits) else teacher
+    wide = student.dtype == torch.float64 or (isinstance(logits, Tensor) and logits.dtype == torch.float64)
     return torch.float64 if wide else torch.float32

@@ -103,7 +103,7 @@ class RowKernel:
         labelled = (labels != NO_LABEL).unsqueeze(1)
         index = labels.clamp_min(0).unsqueeze(1)
         cross_entropy = torch.where(labelled, plain_sum.log() - shifted.gather(1, index), 0.0)
-        label_weight = labelled * self._weights.cross_entropy
+        label_weight = labelled.to(self._dtype) * self._weights.cross_entropy
         target = self._target(gradient)
         # At T = 1 both terms share one softmax of the student: the KL's pass writes the gradient of both.
         plain_weight = label_weight / plain_sum
@@ -150,7 +150,8 @@ class RowKernel:
         probs_sum = probs.sum(-1, keepdim=True)
         difference = taught.sub_(shifted)
         expected = self._expectation(probs, difference, teacher.logits, scratch=shifted)
-        kl = expected / probs_sum - probs_sum.log() + tempered_sum.log()
+        # One logarithm of the ratio: the difference of two logarithms of about ten would lose two digits of a small KL.
+        kl = expected / probs_sum + (tempered_sum / probs_sum).log()
         if target is not None:
             torch.mul(tempered, self._weights.kl / tempered_sum + shared_weight, out=target)
             target.addcmul_(probs, -self._weights.kl / probs_sum)
