@@ -12,7 +12,6 @@ from importlib.metadata import EntryPoint, entry_points
 from types import FrameType
 from typing import Annotated
 
-import click
 import typer
 
 from stillhouse.errors import GuardError, StillhouseError
@@ -24,6 +23,9 @@ EXIT_GUARD = 3
 EXIT_INTERRUPTED = 143
 
 COMMAND_GROUP = "stillhouse.commands"
+
+# Newer versions of typer carry a click of their own: the base of its errors is found through one that it exports.
+_UsageError: type[Exception] = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 
 
 def _print_version(asked: bool) -> None:
@@ -82,10 +84,11 @@ def run(app: typer.Typer, prog_name: str, arguments: list[str] | None = None) ->
     command = typer.main.get_command(app)
     try:
         result = command.main(args=arguments, prog_name=prog_name, standalone_mode=False)
-    except click.ClickException as error:
-        error.show()
+    except _UsageError as error:
+        # What `str` gives lacks the option's name; `format_message` has it.
+        _complain(getattr(error, "format_message", error.__str__)())
         return EXIT_WRONG_INPUT
-    except (click.Abort, KeyboardInterrupt):
+    except (typer.Abort, KeyboardInterrupt):
         return EXIT_INTERRUPTED
     except GuardError as error:
         _complain(error)
@@ -96,7 +99,7 @@ def run(app: typer.Typer, prog_name: str, arguments: list[str] | None = None) ->
     return result if isinstance(result, int) else EXIT_DONE
 
 
-def _complain(error: BaseException) -> None:
+def _complain(error: BaseException | str) -> None:
     print(f"error: {' '.join(str(error).split())}", file=sys.stderr)  # noqa: T201 - a command speaks to its user
 
 
