@@ -359,6 +359,19 @@ def test_an_answer_of_another_teacher_is_refused_whatever_the_service_checks(
             client.answer(request_)
 
 
+def test_another_teacher_is_named_before_its_sizes_are_wondered_at(servicer: TableServicer, address: str) -> None:
+    with TeacherClient(address) as client:
+        client.describe()
+
+        def become_another(_: list[bytes]) -> list[bytes]:
+            servicer.description = dataclasses.replace(DESCRIPTION, fingerprint="bb" * 16)
+            return [dense_payload(6000, VOCABULARY_SIZE - 1)]
+
+        servicer.alter = become_another
+        with pytest.raises(FingerprintMismatchError):
+            client.answer(LARGE)
+
+
 def test_another_teacher_than_the_expected_is_refused(ask: Ask) -> None:
     with pytest.raises(FingerprintMismatchError, match=f"{'aa' * 16}.*cc"):
         ask(SMALL, expected_fingerprint="cc")
