@@ -1,0 +1,94 @@
+"""Puts a run's parts together, as its recipe says."""
+
+from __future__ import annotations
+
+import socket
+import threading
+
+from stillhouse.errors import ConfigurationError
+from stillhouse.fingerprint import fingerprint
+from stillhouse.version import __version__
+from student_worker.elastic import ElasticGroup
+from student_worker.evaluate import Evaluator, row_bytes
+from student_worker.group import Group, SoloGroup
+from student_worker.optimizer import StudentOptimizer
+from student_worker.prefetch import Key, PatientTeacher, Piece, Prefetcher
+from student_worker.preflight import Ready
+from student_worker.recipe import Recipe, parse_encoding
+from student_worker.schedule import Schedule
+from student_worker.state import WorkerState
+from student_worker.students.base import ModelCard
+from student_worker.trainer import Cadence
+
+
+def make_optimizer(recipe: Recipe, ready: Ready) -> StudentOptimizer:
+    """Return AdamW over the student."""
+    return StudentOptimizer(
+        ready.student.module,
+        weight_decay=recipe.weight_decay,
+        betas=(recipe.adam_beta1, recipe.adam_beta2),
+        epsilon=recipe.adam_epsilon,
+        max_grad_norm=recipe.max_grad_norm,
+    )
+
+
+def make_group(recipe: Recipe, state: WorkerState, ready: Ready) -> Group:
+    """Return the workers that train together: this one alone, or those that meet at the lighthouse."""
+    if recipe.lighthouse is None:
+        return SoloGroup(state, step=state.step)
+    if recipe.run_token is None:
+        raise ConfigurationError("run_token is missing: set STUDENT_RUN_TOKEN, the same for every worker of the run")
+    return ElasticGroup(
+        state,
+        lighthouse=recipe.lighthouse,
+        worker_id=f"{socket.gethostname()}-{recipe.worker_index}",
+        token=recipe.run_token.get_secret_value(),
+        run_id=fingerprint("run", __version__, *(f"{key}={value}" for key, value in sorted(state.identity.items()))),
+        step=state.step,
+        device=ready.student.device,
+        timeout_seconds=recipe.step_timeout_seconds,
+    )
+
+
+def make_prefetcher(recipe: Recipe, ready: Ready, patient: PatientTeacher, stopping: threading.Event) -> Prefetcher:
+    """Return what fetches the answers of the coming micro-shards."""
+    bytes_of_row = row_bytes(ready.asking.encoding, ready.vocabulary_size)
+
+    def piece(key: Key) -> Piece:
+        request = ready.asking.request(ready.steps.shard(*key))
+        return Piece(request if request.sequences else None, request.num_positions * bytes_of_row)
+
+    return Prefetcher(patient, piece, max_bytes=recipe.prefetch_bytes, stopping=stopping)
+
+
+def make_evaluator(recipe: Recipe, ready: Ready, patient: PatientTeacher) -> Evaluator | None:
+    """Return what evaluates on the held-out part, None where there is none or it is never wanted."""
+    if ready.prepared.held_out is None or recipe.eval_steps == 0:
+        return None
+    encoding = parse_encoding(recipe.eval_encoding)
+    return Evaluator(ready.prepared.held_out, patient.answer, ready.asking, encoding, recipe.eval_memory_bytes)
+
+
+def make_schedule(recipe: Recipe, ready: Ready) -> Schedule:
+    """Return the learning rate by step."""
+    return Schedule(recipe.learning_rate, recipe.warmup_steps, ready.num_steps, recipe.lr_scheduler_type)
+
+
+def make_cadence(recipe: Recipe, ready: Ready) -> Cadence:
+    """Return how often the run does what."""
+    return Cadence(ready.num_steps, recipe.logging_steps, recipe.eval_steps, recipe.save_steps)
+
+
+def model_card(recipe: Recipe, ready: Ready, step: int) -> ModelCard:
+    """Return what the export says of its origin."""
+    return ModelCard(
+        teacher=f"{ready.teacher.model} (weights {ready.teacher.weights_fingerprint})",
+        data=f"{', '.join(recipe.data.sources)} (fingerprint {ready.prepared.train.fingerprint})",
+        license=recipe.license,
+        facts={
+            "Student": ready.description,
+            "Steps": f"{step} of {ready.num_steps}, {recipe.global_batch_size} samples each",
+            "Objective": f"alpha {recipe.alpha} (weight of cross-entropy), T {recipe.temperature}, {recipe.encoding}",
+            "Recipe": recipe.hash,
+        },
+    )

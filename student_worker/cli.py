@@ -1,0 +1,100 @@
+"""`stillhouse student train`, which is `python -m student_worker train`: every key of the recipe is a flag.
+
+The flags are made from the schema itself, so that name, type and help stand once. Nothing heavy is imported until a
+verb runs.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from student_worker.recipe_sources import ENV_PREFIX, Key, keys, load_recipe
+
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Train a student from its teacher."
+)
+
+
+@app.callback()
+def _verbs() -> None:
+    """Train a student from its teacher."""
+
+
+def _train(recipe: Path | None = None, workers: int = 1, **flags: Any) -> None:
+    """Train a student: alpha weighs cross-entropy, 1 - alpha weighs KL to the teacher.
+
+    Keys come from flags, from STUDENT_* variables and from the recipe, in this order.
+    """
+    given = {name: value for name, value in flags.items() if value is not None and value != []}
+    loaded = load_recipe(recipe, given, os.environ)
+    if workers == 1:
+        from student_worker.run import run
+
+        raise typer.Exit(run(loaded))
+    from student_worker.launch import run_local
+    from student_worker.output import check_output_dir
+
+    check_output_dir(loaded)
+    raise typer.Exit(run_local(workers, _worker_argv(recipe, given), log_dir=loaded.output_dir / "logs"))
+
+
+@app.command("lighthouse")
+def _lighthouse(
+    host: Annotated[str, typer.Option(help="The address to bind to: of the workers' own network.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65_535, help="Its port; 0 takes a free one.")] = 29510,
+    ready_file: Annotated[Path | None, typer.Option(help="Write the address here once it is bound.")] = None,
+) -> None:
+    """Run the lighthouse where workers on several hosts meet, until SIGTERM or Ctrl-C."""
+    from student_worker.lighthouse import serve
+
+    raise typer.Exit(serve(host, port, ready_file=ready_file))
+
+
+def _worker_argv(recipe: Path | None, flags: dict[str, Any]) -> list[str]:
+    """Return the command of one worker: the same recipe and flags, by itself."""
+    argv = [sys.executable, "-m", "student_worker", "train", *([str(recipe)] if recipe else [])]
+    for name, value in flags.items():
+        flag = name.replace("_", "-")
+        if keys()[name].is_switch:
+            argv.append(f"--{flag}" if value else f"--no-{flag}")
+        else:
+            argv += [f"--{flag}={text}" for text in (value if isinstance(value, list) else [value])]
+    return argv
+
+
+def _parameters() -> list[inspect.Parameter]:
+    recipe = Annotated[Path | None, typer.Argument(help="A YAML file with the keys below.", show_default=False)]
+    workers = Annotated[int, typer.Option("--workers", min=1, help="Workers on this host, one process each.")]
+    return [
+        inspect.Parameter("recipe", inspect.Parameter.POSITIONAL_OR_KEYWORD, default=None, annotation=recipe),
+        inspect.Parameter("workers", inspect.Parameter.KEYWORD_ONLY, default=1, annotation=workers),
+        *(
+            inspect.Parameter(key.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=_annotation(key))
+            for key in keys().values()
+            if not key.is_secret
+        ),
+    ]
+
+
+def _annotation(key: Key) -> Any:
+    flag = f"--{key.name.replace('_', '-')}"
+    switch = f"{flag}/--no-{key.name.replace('_', '-')}" if key.is_switch else flag
+    description = " ".join((key.info.description or _PARTS[key.name]).split())
+    default = "" if key.info.is_required() or key.info.default is None else f"; default: {key.info.default}"
+    help_text = f"{description} [{ENV_PREFIX}{key.name.upper()}{default}]"
+    kind: Any = bool if key.is_switch else list[str] if key.is_list else str
+    return Annotated[kind | None, typer.Option(switch, help=help_text, show_default=False)]
+
+
+_PARTS = {"student": "What kind of student: causal_lm or fixture."}
+
+# typer reads a command's signature and its annotations: these are made of the schema.
+_train.__signature__ = inspect.Signature(_parameters())  # type: ignore[attr-defined]  # functions take attributes
+_train.__annotations__ = {parameter.name: parameter.annotation for parameter in _parameters()}
+app.command("train")(_train)

@@ -1,0 +1,62 @@
+"""The lines of a run's metrics.jsonl and its result.json.
+
+The worker of rank 0 writes; which one that is may change from step to step, so each line is one append. Written for
+programs: one JSON object a line, `event` says what it is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+METRICS_FILE = "metrics.jsonl"
+RESULT_FILE = "result.json"
+
+
+class Journal:
+    """Appends to metrics.jsonl in a run's folder."""
+
+    def __init__(self, output_dir: Path) -> None:
+        self.path = output_dir / METRICS_FILE
+
+    def write(self, event: str, **fields: Any) -> None:
+        """Append one line; a number that is not finite, which JSON has no word for, becomes null."""
+        line = json.dumps({"event": event, **{key: _finite(value) for key, value in fields.items()}})
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+
+    def read(self) -> list[dict[str, Any]]:
+        """Return what is there, without a line that a kill cut short."""
+        if not self.path.exists():
+            return []
+        records = []
+        for line in self.path.read_text(encoding="utf-8").splitlines():
+            with contextlib.suppress(ValueError):
+                records.append(json.loads(line))
+        return records
+
+    def rewind(self, step: int) -> None:
+        """Drop what lies after a step that is resumed from, since those steps are done again."""
+        kept = [record for record in self.read() if int(record.get("step", 0)) <= step]
+        if kept:
+            write_whole(self.path, "".join(json.dumps(record) + "\n" for record in kept))
+
+
+def write_result(output_dir: Path, result: dict[str, Any]) -> None:
+    """Write result.json, complete or not at all."""
+    write_whole(output_dir / RESULT_FILE, json.dumps(result, indent=2) + "\n")
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Replace a small text file, complete or not at all."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    aside.write_text(text, encoding="utf-8")
+    aside.replace(path)
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value

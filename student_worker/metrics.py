@@ -1,0 +1,63 @@
+"""What a worker counts, under the names that dashboards and alerts use. Base units: seconds, tokens.
+
+Each worker has a registry of its own, so that several can live in one process (tests do).
+"""
+
+from __future__ import annotations
+
+import time
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from student_worker.shard_step import ShardLoss
+
+_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
+
+
+class WorkerMetrics:
+    """The counters of one worker."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        registry = self.registry
+        self._steps = Counter("student_steps_total", "Steps that counted, as this worker saw them.", registry=registry)
+        self._tokens = Counter("student_tokens_total", "Tokens of those steps, of all workers.", registry=registry)
+        self._loss = Gauge(
+            "student_loss",
+            "The last step's loss over the global batch: total, and its terms before their weights.",
+            ["term"],
+            registry=registry,
+        )
+        self._step_duration = Histogram(
+            "student_step_duration_seconds",
+            "From a step's begin to its moved weights.",
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self._teacher_wait = Counter(
+            "student_teacher_wait_seconds_total", "Time spent waiting for the teacher's answers.", registry=registry
+        )
+        self._world_size = Gauge("student_world_size", "Workers that took part in the last step.", registry=registry)
+        age = Gauge("student_checkpoint_age_seconds", "Since the last checkpoint or the start.", registry=registry)
+        age.set_function(self._checkpoint_age)
+        self._saved = time.monotonic()
+
+    def membership(self, world_size: int) -> None:
+        """Note how many workers take part."""
+        self._world_size.set(world_size)
+
+    def step_done(self, losses: ShardLoss, num_tokens: int, seconds: float, teacher_wait_seconds: float) -> None:
+        """Count one committed step."""
+        self._steps.inc()
+        self._tokens.inc(num_tokens)
+        for term, value in (("total", losses.loss), ("cross_entropy", losses.cross_entropy), ("kl", losses.kl)):
+            self._loss.labels(term).set(value)
+        self._step_duration.observe(seconds)
+        self._teacher_wait.inc(teacher_wait_seconds)
+
+    def checkpoint_seen(self) -> None:
+        """Note that the run has a new checkpoint, whoever wrote it."""
+        self._saved = time.monotonic()
+
+    def _checkpoint_age(self) -> float:
+        return time.monotonic() - self._saved

@@ -1,0 +1,99 @@
+"""The folder of a run: whose it is, where it is resumed from, and what stands in it at the end.
+
+run.json            what the run is: the fingerprints that every worker and checkpoint must agree on
+worker-0.json       where a worker serves its health and metrics, and its process id
+metrics.jsonl       one line a step and evaluation
+checkpoint-120/     to resume from
+initial/, export/   ordinary transformers folders, before and after
+result.json         what the run came to
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from stillhouse.errors import ConfigurationError
+from stillhouse.version import __version__
+from student_worker.checkpoint import latest_checkpoint, load_checkpoint
+from student_worker.journal import Journal, write_whole
+from student_worker.recipe import Recipe
+from student_worker.state import WorkerState
+
+RUN_FILE = "run.json"
+
+
+def check_output_dir(recipe: Recipe) -> None:
+    """Refuse a folder that holds a run already, unless it is to go on.
+
+    Workers that meet at a lighthouse share the folder: each may find that another has begun, or resumes after all of
+    them were lost, so for them going on is understood.
+
+    Raises:
+        ConfigurationError: the folder is taken, or is no folder.
+    """
+    folder = recipe.output_dir
+    if folder.exists() and not folder.is_dir():
+        raise ConfigurationError(f"output_dir {str(folder)!r} is no folder; name another")
+    if (folder / RUN_FILE).exists() and not recipe.resume and recipe.lighthouse is None:
+        raise ConfigurationError(
+            f"output_dir {str(folder)!r} holds a run already; go on with it by --resume, or name another folder"
+        )
+
+
+def claim(recipe: Recipe, identity: dict[str, str]) -> None:
+    """Make the folder, and write into it whose it is.
+
+    Raises:
+        ConfigurationError: it is another run's, or cannot be written.
+    """
+    path = recipe.output_dir / RUN_FILE
+    try:
+        recipe.output_dir.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            _check_same(json.loads(path.read_text(encoding="utf-8")).get("identity", {}), identity, recipe.output_dir)
+        write_whole(path, json.dumps({"identity": identity, "version": __version__}, indent=2) + "\n")
+    except OSError as error:
+        raise ConfigurationError(f"output_dir {str(recipe.output_dir)!r} cannot be written: {error}") from error
+
+
+def _check_same(theirs: dict[str, str], ours: dict[str, str], folder: Path) -> None:
+    for key, value in ours.items():
+        if theirs.get(key) != value:
+            raise ConfigurationError(
+                f"output_dir {str(folder)!r} holds a run whose {key} is {theirs.get(key)}, and not {value}; "
+                "give the recipe, data and teacher that it began with, or name another folder"
+            )
+
+
+def resume(recipe: Recipe, state: WorkerState) -> int | None:
+    """Load the newest checkpoint into `state`, if the run is to go on and has one; return its step.
+
+    Raises:
+        CheckpointError: it is damaged, or of another run.
+    """
+    newest = latest_checkpoint(recipe.output_dir) if recipe.resume or recipe.lighthouse else None
+    if newest is None:
+        return None
+    checkpoint = load_checkpoint(newest)
+    state.load(checkpoint.tensors, checkpoint.metadata)
+    if recipe.worker_index == 0:
+        Journal(recipe.output_dir).rewind(state.step)
+    return state.step
+
+
+def announce(recipe: Recipe, address: str) -> None:
+    """Write where this worker serves its health and metrics."""
+    path = recipe.output_dir / f"worker-{recipe.worker_index}.json"
+    write_whole(path, json.dumps({"http": address, "pid": os.getpid()}) + "\n")
+
+
+def read_evaluations(output_dir: Path) -> list[dict[str, Any]]:
+    """Return the evaluations of a run so far, from before a resume too."""
+    return [
+        {key: value for key, value in record.items() if key != "event"}
+        for record in Journal(output_dir).read()
+        if record["event"] == "evaluation"
+    ]

@@ -1,0 +1,112 @@
+"""What is checked and made before the first step: teacher, tokenizer, data, student, and that they fit together.
+
+Cheap checks come first, so that a wrong recipe is refused before any weight is loaded.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import structlog
+import torch
+
+from stillhouse.data import Order, Prepared, prepare
+from stillhouse.errors import ConfigurationError, EncodingNotOfferedError, RequestTooLongError
+from stillhouse.request import TeacherDescription
+from stillhouse.vocabulary import check_token_ids, shared_vocabulary, tokenizer_tokens
+from student_worker.batches import Asking
+from student_worker.recipe import FixtureSpec, Recipe, parse_encoding
+from student_worker.steps import Steps
+from student_worker.students.base import Student
+from student_worker.students.build import build_student, find_tokenizer
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """Everything that a run trains with, checked."""
+
+    teacher: TeacherDescription
+    prepared: Prepared
+    student: Student
+    description: str
+    teacher_parameters: int | None
+    dropped_layers: tuple[int, ...]
+    vocabulary_size: int
+    num_steps: int
+    steps: Steps
+    asking: Asking
+
+
+def prepare_run(recipe: Recipe, teacher: TeacherDescription, device: torch.device) -> Ready:
+    """Make and check everything.
+
+    Raises:
+        ConfigurationError: a recipe that does not fit the teacher.
+        DataError: a corpus that cannot be used, or that holds ids beyond the shared vocabulary.
+        VocabularyMismatchError: tokenizers that cannot be paired.
+    """
+    _check_teacher(recipe, teacher)
+    tokenizer = find_tokenizer(recipe.tokenizer, recipe.student, teacher.model)
+    vocabulary_size = teacher.vocabulary_size
+    if teacher.tokens and not isinstance(recipe.student, FixtureSpec):
+        ours = tokenizer_tokens(tokenizer)
+        vocabulary_size = shared_vocabulary(teacher.tokens, ours, teacher_head_size=teacher.vocabulary_size)
+    else:
+        _log.warning("vocabulary_not_compared", reason="teacher or student has no tokens: sizes alone decide")
+    prepared = prepare(recipe.data, tokenizer)
+    built = build_student(
+        recipe.student,
+        tokenizer=tokenizer,
+        teacher_model=teacher.model,
+        teacher_vocabulary_size=teacher.vocabulary_size,
+        seed=recipe.seed,
+        device=device,
+    )
+    vocabulary_size = min(vocabulary_size, built.student.vocabulary_size)
+    check_token_ids(prepared.manifest.max_token_id, vocabulary_size)
+    train = prepared.train
+    num_steps = recipe.num_steps(len(train))
+    if recipe.warmup_steps > num_steps:
+        raise ConfigurationError(f"warmup_steps {recipe.warmup_steps} is more than the run's {num_steps} steps")
+    order = Order(len(train), recipe.seed, train.fingerprint)
+    return Ready(
+        teacher=teacher,
+        prepared=prepared,
+        student=built.student,
+        description=built.description,
+        teacher_parameters=built.base_parameters if built.base_name == teacher.model else None,
+        dropped_layers=built.dropped_layers,
+        vocabulary_size=vocabulary_size,
+        num_steps=num_steps,
+        steps=Steps(train, order, recipe.global_batch_size, recipe.micro_shards),
+        asking=Asking(parse_encoding(recipe.encoding), recipe.temperature, vocabulary_size, teacher.fingerprint),
+    )
+
+
+def identity(recipe: Recipe, ready: Ready) -> dict[str, str]:
+    """Return what a checkpoint, and every other worker, must agree on to be of this run."""
+    return {
+        "recipe": recipe.hash,
+        "data": ready.prepared.train.fingerprint,
+        "teacher": ready.teacher.weights_fingerprint,
+        "vocabulary size": str(ready.vocabulary_size),
+    }
+
+
+def _check_teacher(recipe: Recipe, teacher: TeacherDescription) -> None:
+    for name in ("encoding", "eval_encoding"):
+        encoding = parse_encoding(getattr(recipe, name))
+        if not isinstance(encoding, teacher.encodings):
+            offered = ", ".join(offer.__name__ for offer in teacher.encodings)
+            raise EncodingNotOfferedError(f"{name} {getattr(recipe, name)!r}: this teacher offers {offered}")
+        k = getattr(encoding, "k", 0)
+        if k > min(teacher.limits.max_top_k, teacher.vocabulary_size):
+            limit = min(teacher.limits.max_top_k, teacher.vocabulary_size)
+            raise ConfigurationError(f"{name} {getattr(recipe, name)!r}: this teacher's limit is {limit} ids")
+    if recipe.data.block_size > teacher.limits.max_sequence_tokens:
+        raise RequestTooLongError(
+            f"block_size {recipe.data.block_size} is over the teacher's limit of "
+            f"{teacher.limits.max_sequence_tokens} tokens a sequence; lower it"
+        )

@@ -1,0 +1,204 @@
+"""One worker's run from its recipe to its exit code: connect, check, resume, train, write down, export.
+
+SIGTERM and SIGINT let the step under way finish, write a checkpoint and end with 143.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from types import FrameType
+from typing import Any
+
+import structlog
+
+from stillhouse.cli.main import EXIT_DONE, EXIT_INTERRUPTED
+from stillhouse.client import TeacherClient
+from stillhouse.errors import GuardError, TeacherError
+from stillhouse.models import pick_device, silence_transformers
+from stillhouse.version import __version__
+from student_worker import assemble
+from student_worker.app import HttpServer, bind, build_app
+from student_worker.checkpoint import save_checkpoint
+from student_worker.elastic import GroupLostError
+from student_worker.journal import Journal, write_result
+from student_worker.logs import configure_logs
+from student_worker.metrics import WorkerMetrics
+from student_worker.output import announce, check_output_dir, claim, read_evaluations, resume
+from student_worker.prefetch import Interrupted, PatientTeacher
+from student_worker.preflight import Ready, identity, prepare_run
+from student_worker.recipe import Recipe
+from student_worker.reduction import gradient_sum
+from student_worker.shard_step import Objective
+from student_worker.state import WorkerState
+from student_worker.trainer import Outcome, Parts, Trainer
+
+EXIT_START_AGAIN = 1
+"""As after a crash: a launcher or Kubernetes starts the worker anew, and it heals from its peers."""
+
+_log = structlog.get_logger(__name__)
+
+
+def run(recipe: Recipe) -> int:
+    """Run one worker; return the exit code.
+
+    Raises:
+        StillhouseError: what stopped the run; the committed steps are in a checkpoint, if there were any.
+    """
+    check_output_dir(recipe)
+    configure_logs(worker=recipe.worker_index)
+    silence_transformers()
+    stopping = threading.Event()
+    with ExitStack() as open_parts, stop_on_signals(stopping):
+        try:
+            return _Run(recipe, stopping, open_parts).run()
+        except Interrupted:
+            return EXIT_INTERRUPTED
+        except GroupLostError as error:
+            _log.error("group_lost", reason=str(error))
+            return EXIT_START_AGAIN
+
+
+@contextmanager
+def stop_on_signals(stopping: threading.Event) -> Iterator[None]:
+    """Set `stopping` on SIGTERM and SIGINT, as long as the context lasts."""
+
+    def handle(number: int, _frame: FrameType | None) -> None:
+        _log.info("stopping", signal=signal.Signals(number).name)
+        stopping.set()
+
+    earlier = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in earlier.items():
+            signal.signal(number, handler)
+
+
+class _Run:
+    """The life of one worker."""
+
+    def __init__(self, recipe: Recipe, stopping: threading.Event, open_parts: ExitStack) -> None:
+        self._recipe = recipe
+        self._stopping = stopping
+        self._open_parts = open_parts
+        self._metrics = WorkerMetrics()
+        self._is_training = threading.Event()
+        self._began = time.time()
+        self._saved: int | None = None
+        port = recipe.http_port + recipe.worker_index if recipe.http_port else 0
+        app = build_app(self._metrics.registry, self._is_training.is_set)
+        self._server = HttpServer(app, bind(recipe.http_host, port))
+        open_parts.callback(self._server.close)
+        token = recipe.teacher_token.get_secret_value() if recipe.teacher_token else None
+        self._client = TeacherClient(recipe.teacher, token=token, timeout_seconds=recipe.request_timeout_seconds)
+        open_parts.callback(self._client.close)
+        self._teacher = PatientTeacher(self._client, recipe.teacher_wait_seconds, stopping)
+
+    def run(self) -> int:
+        recipe = self._recipe
+        description = self._teacher.call(lambda: self._client.describe(include_tokens=True))
+        ready = prepare_run(recipe, description, pick_device(recipe.device))
+        optimizer = assemble.make_optimizer(recipe, ready)
+        state = WorkerState(ready.student.module, optimizer, identity(recipe, ready))
+        claim(recipe, state.identity)
+        self._saved = resume(recipe, state)
+        if recipe.export_initial and state.step == 0 and recipe.worker_index == 0:
+            ready.student.export(recipe.output_dir / "initial", assemble.model_card(recipe, ready, 0))
+        prefetcher = assemble.make_prefetcher(recipe, ready, self._teacher, self._stopping)
+        self._open_parts.callback(prefetcher.close)
+        n, device = optimizer.num_parameters, ready.student.device
+        trainer = Trainer(
+            Parts(
+                student=ready.student,
+                optimizer=optimizer,
+                state=state,
+                steps=ready.steps,
+                prefetcher=prefetcher,
+                evaluator=assemble.make_evaluator(recipe, ready, self._teacher),
+                group=self._open_parts.enter_context(assemble.make_group(recipe, state, ready)),
+                tree=gradient_sum(recipe.reduction, recipe.micro_shards, n, device),
+                objective=Objective(recipe.temperature, recipe.alpha, ready.vocabulary_size),
+                schedule=assemble.make_schedule(recipe, ready),
+                cadence=assemble.make_cadence(recipe, ready),
+                journal=Journal(recipe.output_dir),
+                metrics=self._metrics,
+                save=lambda: self._save(state),
+                stopping=self._stopping,
+                seed=recipe.seed,
+                prefetch_steps=recipe.prefetch_steps,
+                autocast=recipe.precision == "bfloat16",
+                is_first=recipe.worker_index == 0,
+            )
+        )
+        announce(recipe, self._server.address)
+        self._say_start(ready, state)
+        self._is_training.set()
+        try:
+            outcome = trainer.run()
+        except (Interrupted, GuardError, TeacherError):
+            if trainer.outcome.is_first:
+                self._save(state)
+            raise
+        return self._end(ready, state, outcome)
+
+    def _save(self, state: WorkerState) -> None:
+        if state.step in (0, self._saved):
+            return
+        tensors, metadata = state.state()
+        limit = self._recipe.save_total_limit
+        save_checkpoint(self._recipe.output_dir, state.step, tensors, metadata, keep_last=limit)
+        self._saved = state.step
+        _log.info("checkpoint", step=state.step)
+
+    def _say_start(self, ready: Ready, state: WorkerState) -> None:
+        _log.info(
+            "training",
+            http=self._server.address,
+            teacher=ready.teacher.model,
+            student=ready.description,
+            student_parameters=ready.student.num_parameters,
+            teacher_parameters=ready.teacher_parameters,
+            vocabulary_size=ready.vocabulary_size,
+            samples=len(ready.prepared.train),
+            held_out_samples=len(ready.prepared.held_out) if ready.prepared.held_out else 0,
+            from_step=state.step,
+            steps=ready.num_steps,
+        )
+
+    def _end(self, ready: Ready, state: WorkerState, outcome: Outcome) -> int:
+        """Write what the run came to: the first worker writes, the others only leave."""
+        if not outcome.is_first:
+            return EXIT_INTERRUPTED if outcome.interrupted else EXIT_DONE
+        self._save(state)
+        if not outcome.interrupted:
+            card = assemble.model_card(self._recipe, ready, state.step)
+            ready.student.export(self._recipe.output_dir / "export", card)
+        write_result(self._recipe.output_dir, self._result(ready, state, outcome))
+        return EXIT_INTERRUPTED if outcome.interrupted else EXIT_DONE
+
+    def _result(self, ready: Ready, state: WorkerState, outcome: Outcome) -> dict[str, Any]:
+        recipe = self._recipe
+        return {
+            "status": "interrupted" if outcome.interrupted else "done",
+            "version": __version__,
+            "teacher": ready.teacher.model,
+            "teacher_parameters": ready.teacher_parameters,
+            "student": ready.description,
+            "student_parameters": ready.student.num_parameters,
+            "dropped_layers": list(ready.dropped_layers),
+            "vocabulary_size": ready.vocabulary_size,
+            "steps": state.step,
+            "max_steps": ready.num_steps,
+            "tokens": state.num_tokens,
+            "loss": outcome.losses.loss if outcome.losses else None,
+            "evaluations": read_evaluations(recipe.output_dir),
+            "recipe": recipe.result_keys(),
+            "identity": state.identity,
+            "export_dir": None if outcome.interrupted else str(recipe.output_dir / "export"),
+            "started": self._began,
+            "ended": time.time(),
+        }
