@@ -68,7 +68,10 @@ def unpack_ids(data: Bytes, offsets: Int64, gap_bits: int) -> Int64:
     ends = np.flatnonzero(np.unpackbits(data[low_bytes:]))
     if len(ends) != entries or len(data) - low_bytes != (int(ends[-1]) // 8 + 1 if entries else 0):
         raise CodecError(f"the coded gaps are not those of {entries} ids")
-    gaps = ((np.diff(ends, prepend=-1) - 1) << gap_bits) + low @ (1 << np.arange(gap_bits - 1, -1, -1))
+    high = np.diff(ends, prepend=-1) - 1
+    if entries and high.max() > 2**31 >> gap_bits:
+        raise CodecError("a coded gap is wider than any vocabulary")
+    gaps = (high << gap_bits) + low @ (1 << np.arange(gap_bits - 1, -1, -1))
     # An id is the sum of its row's gaps so far, and one more for each id before it in the row.
     steps = np.cumsum(gaps + 1)
     before = np.concatenate([np.zeros(1, dtype=np.int64), steps])[offsets[:-1]]

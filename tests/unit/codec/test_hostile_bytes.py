@@ -1,0 +1,201 @@
+"""Bytes that are not whole payloads never become one."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import random
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from stillhouse.codec import decode_payload, encode_payload, header_of, verify_payload
+from stillhouse.errors import CodecError
+from stillhouse.payload_header import HEADER_BYTES
+from stillhouse.payloads import DenseLogits, HiddenStates, Payload
+from stillhouse.sampled_bits import unpack_ids
+from tests.unit.codec.examples import EXAMPLES
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_every_truncation_and_every_flipped_bit_is_refused(name: str) -> None:
+    data = encode_payload(EXAMPLES[name])
+    for length in range(len(data)):
+        with pytest.raises(CodecError):
+            decode_payload(data[:length])
+    for bit in range(8 * len(data)):
+        altered = bytearray(data)
+        altered[bit // 8] ^= 1 << bit % 8
+        with pytest.raises(CodecError):
+            decode_payload(altered)
+
+
+def forge(data: bytes | bytearray, **fields: float) -> bytearray:
+    """Set header fields and mend the checksum, as an attacker or a faulty writer would."""
+    import struct
+
+    import xxhash
+
+    places = {
+        "magic": ("<I", 0), "version": ("<B", 4), "kind": ("<B", 5), "value_type": ("<B", 6), "gap_bits": ("<B", 7),
+        "total": ("<Q", 8), "rows": ("<Q", 16), "width": ("<I", 24), "count": ("<I", 28), "temperature": ("<d", 32),
+    }  # fmt: skip
+    forged = bytearray(data)
+    for name, value in fields.items():
+        struct.pack_into(places[name][0], forged, places[name][1], value)
+    struct.pack_into("<Q", forged, 40, xxhash.xxh3_64_intdigest(forged[:40] + forged[48:]))
+    return forged
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "message"),
+    [
+        ("dense", {"magic": 0x04034B50}, "starts with"),
+        ("dense", {"version": 2}, "update Stillhouse"),
+        ("dense", {"kind": 0}, "not known"),
+        ("dense", {"kind": 6}, "not known"),
+        ("dense", {"value_type": 4}, "not known"),
+        ("dense", {"value_type": 0}, "cannot hold"),
+        ("hidden", {"value_type": 2}, "cannot hold"),
+        ("dense", {"total": 61}, "truncated"),
+        ("dense", {"total": 59}, "after its end"),
+        ("dense", {"rows": 2**60}, "describes"),
+        ("dense", {"rows": 2**64 - 1, "width": 2**31}, "describes"),
+        ("dense", {"rows": 0}, "describes"),
+        ("dense", {"width": 0}, "width"),
+        ("dense", {"width": 2**32 - 1}, "width"),
+        ("dense", {"count": 1}, "neither"),
+        ("dense", {"temperature": 1.0}, "neither"),
+        ("dense", {"gap_bits": 1}, "gap bits"),
+        ("sampled", {"gap_bits": 32}, "gap bits"),
+        ("sampled", {"gap_bits": 31}, "describes|low bits"),
+        ("sampled", {"rows": 2**60}, "describes"),
+        ("sampled", {"count": 2**31 - 1}, "describes"),
+        ("sampled", {"count": 0}, "count"),
+        ("sampled", {"width": 8}, "token_ids"),
+        ("top_k", {"count": 11}, "count"),
+        ("top_k", {"count": 2**31, "rows": 2**62}, "count"),
+        ("top_k", {"width": 7}, "token_ids"),
+        ("top_k", {"temperature": float("nan")}, "temperature"),
+        ("top_k", {"temperature": 0.0}, "temperature"),
+        ("top_k", {"temperature": -1.0}, "temperature"),
+        ("candidates", {"temperature": float("inf")}, "temperature"),
+        ("candidates", {"width": 9}, "token_ids"),
+        ("candidates", {"width": 1}, "count"),
+    ],
+)
+def test_a_header_that_lies_is_refused_even_with_a_true_checksum(
+    name: str, fields: dict[str, int | float], message: str
+) -> None:
+    with pytest.raises(CodecError, match=message):
+        decode_payload(forge(encode_payload(EXAMPLES[name]), **fields))
+
+
+def test_bits_that_no_writer_leaves_are_refused() -> None:
+    data = bytearray(encode_payload(EXAMPLES["sampled"]))
+    for position in range(HEADER_BYTES + 8, len(data)):
+        for bit in range(8):
+            altered = data.copy()
+            altered[position] ^= 1 << bit
+            try:
+                payload = decode_payload(forge(altered))
+            except CodecError:
+                continue
+            # What still decodes is another payload with bytes of its own: no two byte strings mean the same.
+            assert encode_payload(payload) == forge(altered)
+
+
+def test_a_gap_wider_than_any_vocabulary_is_refused() -> None:
+    high = np.packbits(np.array([0] * 5 + [1], dtype=np.uint8))
+    data = np.concatenate([np.zeros(4, dtype=np.uint8), high])
+    with pytest.raises(CodecError, match="wider than any vocabulary"):
+        unpack_ids(data, np.array([0, 1]), gap_bits=30)
+
+
+def test_bytes_after_the_end_are_refused() -> None:
+    with pytest.raises(CodecError, match="after its end"):
+        decode_payload(encode_payload(EXAMPLES["dense"]) + b"\0")
+
+
+def replace(name: str, **changes: object) -> Payload:
+    return dataclasses.replace(EXAMPLES[name], **changes)  # type: ignore[arg-type]  # any field of any kind
+
+
+def ints(*values: int) -> Tensor:
+    return torch.tensor(values, dtype=torch.int32)
+
+
+@pytest.mark.parametrize(
+    ("payload", "message"),
+    [
+        (DenseLogits(torch.zeros(2)), "logits"),
+        (DenseLogits(torch.zeros(2, 3, dtype=torch.float64)), "logits"),
+        (HiddenStates(torch.zeros(2, 3, dtype=torch.float16)), "float16"),
+        (replace("top_k", token_ids=ints(7, 2)), "token_ids"),
+        (replace("top_k", token_ids=torch.tensor([[7, 2]])), "token_ids"),
+        (replace("top_k", token_ids=ints(7, 10)[None]), "below N"),
+        (replace("top_k", token_ids=ints(-1, 2)[None]), "below N"),
+        (replace("top_k", log_tail_mass=torch.zeros(2)), "log_tail_mass"),
+        (replace("top_k", vocabulary_size=1), "count"),
+        (replace("candidates", token_ids=ints(9, 0)), "increasing"),
+        (replace("sampled", offsets=torch.tensor([0, 3, 2])), "offsets"),
+        (replace("sampled", offsets=torch.tensor([1, 2, 3])), "offsets"),
+        (replace("sampled", offsets=torch.tensor([0, 0, 3])), "offsets"),
+        (replace("sampled", token_ids=ints(8, 1, 4)), "increasing"),
+        (replace("sampled", counts=ints(3, 2, 4)), "add up"),
+        (replace("sampled", counts=ints(4, 0, 4)), "at least 1"),
+        (replace("sampled", draws=5), "add up"),
+    ],
+)
+def test_a_payload_that_contradicts_itself_gets_no_bytes(payload: Payload, message: str) -> None:
+    with pytest.raises(CodecError, match=message):
+        encode_payload(payload)
+
+
+def mutate(data: bytes, random_: random.Random) -> bytes:
+    altered = bytearray(data)
+    for _ in range(random_.randint(1, 4)):
+        match random_.randrange(4):
+            case 0 if altered:
+                altered[random_.randrange(len(altered))] = random_.randrange(256)
+            case 1:
+                del altered[random_.randrange(len(altered) + 1) :]
+            case 2:
+                place = random_.randrange(len(altered) + 1)
+                altered[place:place] = random_.randbytes(random_.randint(1, 9))
+            case _ if len(altered) >= HEADER_BYTES:
+                start = random_.randrange(0, HEADER_BYTES - 8)
+                altered[start : start + 8] = random_.choice([b"\xff" * 8, b"\0" * 8, random_.randbytes(8)])
+            case _:
+                pass
+    return bytes(altered)
+
+
+def fuzz(rounds: int, seed: int) -> None:
+    random_ = random.Random(seed)
+    originals = [encode_payload(payload) for payload in EXAMPLES.values()]
+    for _ in range(rounds):
+        data = random_.choice(originals)
+        altered = mutate(data, random_)
+        if altered != data:
+            with pytest.raises(CodecError):
+                decode_payload(altered)
+        if len(altered) >= HEADER_BYTES:
+            # With a true checksum the header is believed: then whatever decodes must be what it says.
+            forged = bytes(forge(altered))
+            try:
+                payload = decode_payload(forged)
+            except CodecError:
+                continue
+            assert verify_payload(forged) == header_of(payload)
+
+
+def test_mutated_bytes_are_refused_or_mean_what_they_say() -> None:
+    fuzz(3000, seed=1)
+
+
+@pytest.mark.long
+def test_many_mutated_bytes_are_refused_or_mean_what_they_say() -> None:
+    fuzz(int(1_000_000 * float(os.environ.get("STILLHOUSE_TEST_COUNT", "1"))), seed=2)
