@@ -6,7 +6,7 @@ The flags are made from the settings themselves, so that name, type and help sta
 from __future__ import annotations
 
 import inspect
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import typer
 
@@ -39,7 +39,10 @@ def _flags() -> list[inspect.Parameter]:
         switch = f"{flag}/--no-{name.replace('_', '-')}" if field.annotation is bool else flag
         description = " ".join((field.description or "").split())
         option = typer.Option(
-            switch, help=f"{description} [{ENV_PREFIX}{name.upper()}; default: {field.default}]", show_default=False
+            switch,
+            help=f"{description} [{ENV_PREFIX}{name.upper()}{_default(field.default)}]",
+            show_default=False,
+            metavar=_metavar(field.annotation),
         )
         parameters.append(
             inspect.Parameter(
@@ -50,6 +53,19 @@ def _flags() -> list[inspect.Parameter]:
             )
         )
     return parameters
+
+
+def _default(value: object) -> str:
+    return "" if value is None else f"; default: {value}"
+
+
+def _metavar(annotation: Any) -> str | None:
+    if annotation is bool:
+        return None
+    if get_origin(annotation) is Literal:
+        return "|".join(get_args(annotation))
+    kinds = {kind.__name__ for kind in (get_args(annotation) or (annotation,))} - {"NoneType"}
+    return {"int": "INTEGER", "float": "NUMBER", "Path": "PATH"}.get(kinds.pop(), "TEXT")
 
 
 def _flag_type(annotation: Any) -> Any:

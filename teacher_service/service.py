@@ -12,7 +12,7 @@ import json
 import os
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,7 +23,7 @@ import uvicorn
 from stillhouse.errors import ConfigurationError, StillhouseError
 from teacher_service.app import build_app
 from teacher_service.auth import Access
-from teacher_service.backends import open_backend
+from teacher_service.backends import TeacherBackend, open_backend
 from teacher_service.cache import AnswerCache
 from teacher_service.embedded_redis import EmbeddedRedis
 from teacher_service.lifecycle import Lifecycle
@@ -44,11 +44,18 @@ logger = structlog.get_logger(__name__)
 class TeacherService:
     """A service with its doors; for one event loop. `executor` is the one thread that the model runs in."""
 
-    def __init__(self, settings: TeacherSettings, executor: Executor, redis_url: str | None) -> None:
+    def __init__(
+        self,
+        settings: TeacherSettings,
+        executor: Executor,
+        redis_url: str | None,
+        opener: Callable[[TeacherSettings], TeacherBackend] = open_backend,
+    ) -> None:
         self.metrics = Metrics()
         self.lifecycle = Lifecycle(self.metrics)
         self._settings = settings
         self._executor = executor
+        self._opener = opener
         self._access = Access.from_settings(settings)
         self._cache = None if redis_url is None else self._open_cache(redis_url)
         self._grpc = GrpcDoor(
@@ -103,7 +110,15 @@ class TeacherService:
         """
         loop = asyncio.get_running_loop()
         logger.info("loading", backend=self._settings.backend, model=self._settings.model)
-        backend = await loop.run_in_executor(self._executor, open_backend, self._settings)
+        try:
+            backend = await loop.run_in_executor(self._executor, self._opener, self._settings)
+        except ConfigurationError:
+            raise
+        except Exception as error:  # what third-party model code raises knows no bounds
+            logger.exception("loading_failed")
+            raise ConfigurationError(
+                f"model {self._settings.model!r} cannot be served: {type(error).__name__}: {error}"
+            ) from error
         if self._cache is not None:
             await self._cache.ping()
         self._teacher = Teacher(backend, self._cache, self._executor, self.metrics, self._settings)

@@ -1,0 +1,62 @@
+"""How a transformers backend finds out what kind of model it holds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from stillhouse.errors import ConfigurationError
+from stillhouse.models import load_causal_lm
+from stillhouse.request import All, Sequence
+from teacher_service.backends.fixture import FixtureBackend
+from teacher_service.backends.transformers import TransformersBackend
+
+
+def test_a_head_that_explains_the_logits_is_used_apart(tiny_llama_folder: Path) -> None:
+    model = load_causal_lm(tiny_llama_folder)
+    backend = TransformersBackend(model, name="tiny")
+    assert backend.describe().hidden_size == model.config.hidden_size
+
+
+def test_logits_stand_in_where_the_head_does_not_explain_them() -> None:
+    from transformers import GraniteConfig, GraniteForCausalLM
+
+    config = GraniteConfig(
+        vocab_size=50, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=1, logits_scaling=3.0,
+    )  # fmt: skip
+    model = GraniteForCausalLM(config).eval()
+    backend = TransformersBackend(model, name="granite")
+    assert backend.describe().hidden_size == 0
+    ids = (1, 2, 3)
+    rows = backend.forward([Sequence(ids, (), All())]).rows[0]
+    with torch.inference_mode():
+        torch.testing.assert_close(backend.head(rows), model(torch.tensor([ids])).logits[0])
+
+
+def test_weights_that_give_no_finite_logits_are_refused(tiny_llama_folder: Path) -> None:
+    model = load_causal_lm(tiny_llama_folder)
+    with torch.no_grad():
+        model.get_input_embeddings().weight.fill_(float("inf"))
+    with pytest.raises(ConfigurationError, match="'tiny' gives logits that are not finite"):
+        TransformersBackend(model, name="tiny")
+
+
+def test_bfloat16_agrees_to_its_precision(tiny_llama_folder: Path) -> None:
+    ids = Sequence(tuple(range(40)), (), All())
+    answers = []
+    for dtype in ("float32", "bfloat16"):
+        backend = TransformersBackend(load_causal_lm(tiny_llama_folder, dtype=dtype), name="tiny")
+        assert backend.describe().compute_dtype == dtype
+        answers.append(backend.head(backend.forward([ids]).rows[0]).float())
+    # A bfloat16 holds 8 bits: answers of size 5 agree to a few per cent of it.
+    assert (answers[0] - answers[1]).abs().max() < 0.05 * answers[0].abs().max()
+
+
+def test_fixture_001_argmax_is_the_last_token() -> None:
+    backend = FixtureBackend(10)
+    logits = backend.head(backend.forward([Sequence((4, 7, 2))]).rows[0])
+    assert logits.argmax(dim=1).tolist() == [2]
+    assert logits.max() == 10.0
