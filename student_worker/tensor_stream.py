@@ -91,7 +91,10 @@ def read_tensors(read_into: Callable[[memoryview], None], *, limit_bytes: int) -
     read_into(memoryview(header))
     tensors = {}
     for name, dtype, shape in _entries(bytes(header), limit_bytes - 8 - length):
-        tensors[name] = torch.empty(shape, dtype=dtype)
+        try:
+            tensors[name] = torch.empty(shape, dtype=dtype)
+        except (RuntimeError, TypeError) as error:
+            raise CodecError(f"no tensor can have the shape {shape} of {name!r}: {error}") from error
         data = _bytes_of(tensors[name])
         for start in range(0, len(data), CHUNK_BYTES):
             read_into(data[start : start + CHUNK_BYTES])
