@@ -6,7 +6,7 @@
 from stillhouse.data.dataset import PackedDataset, Prepared
 from stillhouse.data.order import Order
 from stillhouse.data.packing import NO_LABEL, Sample
-from stillhouse.data.prepare import Progress, prepare
+from stillhouse.data.preparation import Progress, prepare
 from stillhouse.data.spec import DataSpec
 
 __all__ = ["NO_LABEL", "DataSpec", "Order", "PackedDataset", "Prepared", "Progress", "Sample", "prepare"]

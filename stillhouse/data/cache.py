@@ -76,7 +76,7 @@ class Cache:
             if alone:
                 self._remove_leftovers(key)
             with _faults_of(self.folder):
-                self._fill(place, make)
+                self._fill(place, load, make)
             made = load(place)
         if made is None:
             raise DataError(f"{place} was prepared but cannot be read back; is its disk sound?")
@@ -119,7 +119,7 @@ class Cache:
         for leftover in self.folder.glob(f"{key}.partial-*"):
             shutil.rmtree(leftover, ignore_errors=True)
 
-    def _fill(self, place: Path, make: Callable[[Path], None]) -> None:
+    def _fill(self, place: Path, load: Callable[[Path], object], make: Callable[[Path], None]) -> None:
         aside = place.with_name(f"{place.name}.partial-{uuid.uuid4().hex}")
         aside.mkdir()
         try:
@@ -127,15 +127,14 @@ class Cache:
             for file in aside.iterdir():
                 _flush(file)
             _flush(aside)
-            if place.exists():
-                # Not one that can be read: it was looked at just before.
-                shutil.rmtree(place, ignore_errors=True)
+            if load(place) is not None:
+                return  # Another process that had no lock either was quicker: the same key, so the same content.
+            shutil.rmtree(place, ignore_errors=True)
             try:
                 aside.rename(place)
             except OSError as error:
                 if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-                    raise
-                # Another process that had no lock either was quicker: the same key, so the same content.
+                    raise  # The others: quicker still, between the look and the rename.
             else:
                 _flush(self.folder)
         finally:

@@ -45,63 +45,68 @@ class DataSpec(BaseModel):
         description="Files, folders, globs, hub:OWNER/NAME (a hub dataset) or builtin:pydoc-topics, in this order.",
     )
     format: SourceFormat = Field(
-        "auto",
+        default="auto",
         description="What the files hold; auto goes by their endings (.txt .md .rst, .jsonl .ndjson .json, .parquet, "
         ".bin; with .gz or .zst after them).",
     )
-    dataset_config: str | None = Field(None, description="The configuration of a hub dataset, where it has several.")
-    dataset_split: str | None = Field(
-        None, description="The split of a hub dataset, such as train (the default) or 'train[:1%]'."
+    dataset_config: str | None = Field(
+        default=None, description="The configuration of a hub dataset, where it has several."
     )
-    dataset_revision: str | None = Field(None, description="The commit, tag or branch of a hub dataset.")
+    dataset_split: str | None = Field(
+        default=None, description="The split of a hub dataset, such as train (the default) or 'train[:1%]'."
+    )
+    dataset_revision: str | None = Field(default=None, description="The commit, tag or branch of a hub dataset.")
     record: RecordForm = Field(
-        "auto",
+        default="auto",
         description="What a record of JSONL, Parquet or a hub dataset holds; auto goes by the first one's columns.",
     )
-    text_column: str = Field("text", min_length=1, description="The column that holds a document's text.")
+    text_column: str = Field(default="text", min_length=1, description="The column that holds a document's text.")
     messages_column: str = Field(
-        "messages", min_length=1, description="The column that holds a conversation: a list of {role, content}."
+        default="messages", min_length=1, description="The column that holds a conversation: a list of {role, content}."
     )
-    prompt_column: str = Field("prompt", min_length=1, description="The column that holds a prompt.")
-    completion_column: str = Field("completion", min_length=1, description="The column that holds its completion.")
+    prompt_column: str = Field(default="prompt", min_length=1, description="The column that holds a prompt.")
+    completion_column: str = Field(
+        default="completion", min_length=1, description="The column that holds its completion."
+    )
     text_separator: Annotated[str | None, AfterValidator(_unescaped)] = Field(
-        None,
+        default=None,
         min_length=1,
         description=r"What stands between two documents of a text file, e.g. \n\n or <|endoftext|>; without it a "
         "file is one document.",
     )
     prompts: Literal["chat", "plain"] = Field(
-        "chat",
+        default="chat",
         description="chat: a prompt and its completion go through the chat template as user and assistant; plain: they "
         "are put end to end.",
     )
     learn: Literal["assistant", "all"] = Field(
-        "assistant",
+        default="assistant",
         description="Which tokens of conversations and completions are learnt: what the assistant says, or all. Plain "
         "text is learnt whole.",
     )
     chat_template: Path | None = Field(
-        None, description="A file with a Jinja chat template, used instead of the tokenizer's own."
+        default=None, description="A file with a Jinja chat template, used instead of the tokenizer's own."
     )
     append_eos: bool = Field(
-        True, description="End each text and each plain completion with the tokenizer's end-of-sequence token."
+        default=True, description="End each text and each plain completion with the tokenizer's end-of-sequence token."
     )
     boundary_token_id: int | None = Field(
-        None,
+        default=None,
         ge=0,
         description="The id that ends a document in .bin shards; by default the tokenizer's end of sequence.",
     )
     block_size: int = Field(
-        1024, ge=2, description="Tokens of a sample: documents are packed into blocks of this length."
+        default=1024, ge=2, description="Tokens of a sample: documents are packed into blocks of this length."
     )
     held_out_fraction: float | None = Field(
-        None, gt=0, lt=1, description="Hold this part of the tokens out of training, e.g. 0.05, for evaluation."
+        default=None, gt=0, lt=1, description="Hold this part of the tokens out of training, e.g. 0.05, for evaluation."
     )
     held_out_samples: int | None = Field(
-        None, ge=1, description="Hold this many samples, at most, out of training, for evaluation."
+        default=None, ge=1, description="Hold this many samples, at most, out of training, for evaluation."
     )
     held_out_sources: Sources = Field(
-        (), description="Evaluate on these sources (of the same kinds) instead of a part of the training sources."
+        default=(),
+        description="Evaluate on these sources (of the same kinds) instead of a part of the training sources.",
     )
 
     @model_validator(mode="after")

@@ -79,7 +79,7 @@ def read_jsonl(path: Path, spec: DataSpec) -> Iterator[Item]:
     for number, line in read_lines(path):
         place = Place(str(path), "line", number)
         try:
-            record = json.loads(line)
+            record = json.loads(line.rstrip())
         except json.JSONDecodeError as error:
             raise DataError(
                 f"{place}, column {error.colno}: not JSON ({error.msg}); each line must be one JSON object"

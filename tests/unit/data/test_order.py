@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stillhouse.data.order import Order
@@ -28,6 +28,7 @@ def test_the_order_never_changes(num_samples: int, seed: int, start: int, expect
     assert Order(num_samples, seed, FINGERPRINT).sample_ids(start, len(expected)).tolist() == expected
 
 
+@settings(deadline=None)
 @given(
     st.one_of(st.integers(1, 70), st.sampled_from([127, 128, 251, 256, 257, 1021, 4096, 4099])),
     st.integers(-(2**70), 2**70),
@@ -38,6 +39,7 @@ def test_every_epoch_holds_every_sample_once(num_samples: int, seed: int, epoch:
     assert sorted(ids.tolist()) == list(range(num_samples))
 
 
+@settings(deadline=None)
 @given(st.integers(1, 50), st.integers(0, 200), st.lists(st.integers(0, 40), max_size=6))
 def test_slices_put_together_are_the_whole(num_samples: int, start: int, counts: list[int]) -> None:
     order = Order(num_samples, 3, FINGERPRINT)
