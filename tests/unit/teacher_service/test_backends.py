@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -27,7 +28,8 @@ def test_logits_stand_in_where_the_head_does_not_explain_them() -> None:
         vocab_size=50, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
         num_key_value_heads=1, logits_scaling=3.0,
     )  # fmt: skip
-    model = GraniteForCausalLM(config).eval()
+    model: Any = GraniteForCausalLM(config)
+    model.eval()
     backend = TransformersBackend(model, name="granite")
     assert backend.describe().hidden_size == 0
     ids = (1, 2, 3)
@@ -37,7 +39,7 @@ def test_logits_stand_in_where_the_head_does_not_explain_them() -> None:
 
 
 def test_weights_that_give_no_finite_logits_are_refused(tiny_llama_folder: Path) -> None:
-    model = load_causal_lm(tiny_llama_folder)
+    model: Any = load_causal_lm(tiny_llama_folder)
     with torch.no_grad():
         model.get_input_embeddings().weight.fill_(float("inf"))
     with pytest.raises(ConfigurationError, match="'tiny' gives logits that are not finite"):
