@@ -92,7 +92,8 @@ def check_peers(mine: str, all_ranks: list[str]) -> None:
         RunMismatchError: If this worker is the stranger.
     """
     own = json.loads(mine)
-    leader = max((json.loads(text) for text in reversed(all_ranks)), key=lambda peer: peer["standing"])
+    # The first of the greatest, as `max` promises: the lowest rank among equals.
+    leader = max((json.loads(text) for text in all_ranks), key=lambda peer: peer["standing"])
     if leader["run_id"] != own["run_id"]:
         raise RunMismatchError(
             f"the lighthouse serves run {leader['run_id']}, and this worker's is {own['run_id']}: recipe, data or "

@@ -44,6 +44,8 @@ MAX_TRANSFERS = 4
 """Newcomers served at once; further ones are told to come again (503) and heal at the next step."""
 SOCKET_TIMEOUT_SECONDS = 10.0
 """A peer that moves no byte for this long has failed."""
+SHUTDOWN_POLL_SECONDS = 0.05
+"""How soon the server notices that it should end."""
 
 DIGEST_BYTES = 32
 NONCE_HEADER = "X-Stillhouse-Nonce"
@@ -123,7 +125,9 @@ class StateTransport(CheckpointTransport):  # type: ignore[misc]  # torchft ship
         self._offered = threading.Condition()
         self._slots = threading.BoundedSemaphore(MAX_TRANSFERS)
         self._server = _server(host, self)
-        self._thread = threading.Thread(target=self._server.serve_forever, name="state-transport", daemon=True)
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, args=(SHUTDOWN_POLL_SECONDS,), name="state-transport", daemon=True
+        )
         self._thread.start()
 
     def metadata(self) -> str:

@@ -1,0 +1,138 @@
+"""The sums over real gloo connections, and what a lost peer does to them."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from typing import TypeVar
+
+import pytest
+import torch
+from torch import Tensor
+from torch._C._distributed_c10d import TCPStore
+
+from student_worker.collectives import (
+    ExchangeError,
+    Introduction,
+    ProcessGroupCollectives,
+    RunMismatchError,
+    check_peers,
+    process_group,
+)
+from student_worker.network import use_interface_of
+from student_worker.reduction import LocalSum, ShardTree, shard_range, sum_scalars
+
+T = TypeVar("T")
+TIMEOUT = timedelta(seconds=20)
+
+
+def connected(world_size: int, work: Callable[[ProcessGroupCollectives, Callable[[], None]], T]) -> list[T]:
+    """Run `work` on every rank of a real group, each in a thread; it is handed a way to leave, too."""
+    use_interface_of("127.0.0.1")
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    results: dict[int, T] = {}
+
+    def run(rank: int) -> None:
+        group = process_group(torch.device("cpu"), TIMEOUT)
+        group.introduction = Introduction(run_id="run", token="token")
+        group.configure(f"127.0.0.1:{store.port}/quorum", f"worker-{rank}", rank, world_size)
+        try:
+            results[rank] = work(ProcessGroupCollectives(group, rank, world_size), group.abort)
+        finally:
+            group.abort()
+
+    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(world_size)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return [results[rank] for rank in range(world_size)]
+
+
+def gradients(num_shards: int, num_elements: int) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(7)
+    scales = 10.0 ** torch.randint(-6, 7, (num_shards, num_elements), generator=generator)
+    return list(torch.randn(num_shards, num_elements, generator=generator) * scales)
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 4])
+def test_the_exact_sum_over_gloo_has_the_bits_of_one_worker(world_size: int) -> None:
+    summands = gradients(8, 100_003)
+    alone = ShardTree(8, 100_003)
+    for shard, summand in enumerate(summands):
+        alone.add(shard, summand)
+    expected = alone.total(None)
+    rows = torch.rand(8, 3, dtype=torch.float64)
+
+    def work(collectives: ProcessGroupCollectives, leave: Callable[[], None]) -> tuple[Tensor, Tensor]:
+        del leave
+        tree = ShardTree(8, 100_003)
+        mine = torch.zeros_like(rows)
+        for shard in shard_range(collectives.rank, world_size, 8):
+            tree.add(shard, summands[shard])
+            mine[shard] = rows[shard]
+        return tree.total(collectives), sum_scalars(mine, collectives, tree.device)
+
+    for total, scalars in connected(world_size, work):
+        assert torch.equal(total, expected)
+        assert torch.equal(scalars, rows)
+
+
+def test_the_fast_sum_over_gloo_is_the_same_to_rounding() -> None:
+    summands = gradients(4, 1000)
+
+    def work(collectives: ProcessGroupCollectives, leave: Callable[[], None]) -> Tensor:
+        del leave
+        local = LocalSum(4, 1000)
+        for shard in shard_range(collectives.rank, 2, 4):
+            local.add(shard, summands[shard])
+        return local.total(collectives)
+
+    for total in connected(2, work):
+        torch.testing.assert_close(total, torch.stack(summands).sum(0))
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_a_peer_that_leaves_is_an_error_at_once_and_not_after_the_timeout(world_size: int) -> None:
+    def work(collectives: ProcessGroupCollectives, leave: Callable[[], None]) -> float:
+        tree = ShardTree(4, 1000)
+        for shard in shard_range(collectives.rank, world_size, 4):
+            tree.add(shard, torch.ones(1000))
+        started = time.monotonic()
+        if collectives.rank == 0:
+            leave()
+        else:
+            with pytest.raises(ExchangeError, match=f"over {world_size} workers failed"):
+                tree.total(collectives)
+            leave()
+        return time.monotonic() - started
+
+    assert max(connected(world_size, work)) < TIMEOUT.total_seconds() / 2
+
+
+def test_workers_of_one_run_accept_each_other() -> None:
+    texts = [Introduction("run", "token", step, established=step > 0).text() for step in (0, 7, 3)]
+    for text in texts:
+        check_peers(text, texts)
+
+
+@pytest.mark.parametrize("stranger", [Introduction("other", "token", 900), Introduction("run", "other", 900)])
+def test_the_stranger_must_leave_and_not_the_run(stranger: Introduction) -> None:
+    member = Introduction("run", "token", 12, established=True)
+    texts = [stranger.text(), member.text()]
+    check_peers(member.text(), texts)
+    with pytest.raises(RunMismatchError):
+        check_peers(stranger.text(), texts)
+
+
+def test_among_equals_the_lowest_rank_is_right() -> None:
+    texts = [Introduction("first", "token").text(), Introduction("second", "token").text()]
+    check_peers(texts[0], texts)
+    with pytest.raises(RunMismatchError, match="serves run first, and this worker's is second"):
+        check_peers(texts[1], texts)
+
+
+def test_an_introduction_shows_no_token() -> None:
+    assert "secret-of-the-run" not in Introduction("run", "secret-of-the-run").text()
