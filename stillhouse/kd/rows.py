@@ -17,8 +17,11 @@ from torch import Tensor
 NO_LABEL = -100
 """The label of a row that has none; its cross-entropy is 0. The value that torch and transformers use."""
 
-CPU_CHUNK_ELEMENTS = 2**16
-"""Elements of a chunk on CPU: five float32 buffers of it are 1.25 MiB, inside the 2 MiB of a server core's L2."""
+CPU_CHUNK_ELEMENTS = 2**17
+"""Elements of a chunk on CPU: few enough for its five buffers to stay near the core, enough to pay for the calls.
+
+`python -m benchmarks run kd_chunk` measures it: flat between 2^17 and 2^18, whatever the vocabulary.
+"""
 
 DEVICE_CHUNK_ELEMENTS = 2**25
 """Elements of a chunk on an accelerator: five float32 buffers of it are 640 MiB, and few kernels are launched."""

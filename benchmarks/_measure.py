@@ -1,0 +1,48 @@
+"""Contestants timed fairly: one after another in every round, so that a slow moment of the machine hits all."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+
+WARM_UP_ROUNDS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Seconds over the rounds. The least is what the machine can do; the others tell how quiet it was."""
+
+    minimum: float
+    median: float
+    maximum: float
+
+    def milliseconds(self) -> dict[str, float]:
+        """Return the three, for a row of the table."""
+        return {
+            "min_ms": round(1e3 * self.minimum, 4),
+            "median_ms": round(1e3 * self.median, 4),
+            "max_ms": round(1e3 * self.maximum, 4),
+        }
+
+
+def interleave(contestants: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, Timing]:
+    """Return the timing of each contestant over `rounds` rounds, after a warm-up that counts for none."""
+    seconds: dict[str, list[float]] = {name: [] for name in contestants}
+    for number in range(WARM_UP_ROUNDS + rounds):
+        for name, run in contestants.items():
+            elapsed = _seconds(run)
+            if number >= WARM_UP_ROUNDS:
+                seconds[name].append(elapsed)
+    return {name: Timing(min(times), statistics.median(times), max(times)) for name, times in seconds.items()}
+
+
+def _seconds(run: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    run()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
