@@ -117,12 +117,13 @@ def inspect_(
     ] = None,
 ) -> None:
     """Show samples as text: which tokens are learnt, and where one document ends and the next begins."""
-    from stillhouse.cli.data_view import print_samples, print_summary
+    from stillhouse.cli.data_view import choose_samples, print_samples, print_summary
 
     prepared, loaded = _prepare(spec, tokenizer, revision, cache_dir)
+    dataset, indices = choose_samples(prepared, part, sample)
     console = _console()
     print_summary(prepared, console)
-    print_samples(prepared, part, sample or None, loaded, console)
+    print_samples(dataset, indices, loaded, console)
 
 
 def _prepare(spec: DataSpec, tokenizer: str, revision: str | None, cache_dir: Path | None) -> tuple[Prepared, Any]:
@@ -138,11 +139,12 @@ def _load_tokenizer(name: str, revision: str | None) -> Any:
     from stillhouse.models import SMOLLM2, load_tokenizer, resolve_model, silence_transformers
 
     silence_transformers()
-    path = Path(name).expanduser()
-    if path.is_dir():
-        return load_tokenizer(path)
+    path = Path(name or "(nothing)").expanduser()
     if path.exists() or name == SMOLLM2:
-        return load_tokenizer(resolve_model(name))
+        if revision is not None:
+            raise ConfigurationError(f"revision {revision!r} has no effect: the tokenizer {name!r} is local")
+        # A folder may hold a tokenizer alone, with no model beside it.
+        return load_tokenizer(path if path.is_dir() else resolve_model(name))
     from transformers import AutoTokenizer
 
     try:

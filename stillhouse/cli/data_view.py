@@ -92,14 +92,10 @@ def _lengths(dataset: PackedDataset) -> str:
     return f"{lengths.min():,} to {lengths.max():,}, median {int(np.median(lengths)):,}"
 
 
-def print_samples(
-    prepared: Prepared,
-    part: Literal["train", "held_out"],
-    indices: list[int] | None,
-    tokenizer: Any,
-    console: Console,
-) -> None:
-    """Print samples of a part as text.
+def choose_samples(
+    prepared: Prepared, part: Literal["train", "held_out"], indices: list[int] | None
+) -> tuple[PackedDataset, list[int]]:
+    """Return a part and the samples of it that are named, or its first few where none is.
 
     Raises:
         ConfigurationError: there is no such part, or no such sample.
@@ -107,9 +103,15 @@ def print_samples(
     dataset = prepared.train if part == "train" else prepared.held_out
     if dataset is None:
         raise ConfigurationError("part held_out: nothing is held out; give held_out_fraction or held_out_samples")
-    for index in indices if indices is not None else range(min(DEFAULT_SAMPLES, len(dataset))):
+    for index in indices or ():
         if not 0 <= index < len(dataset):
             raise ConfigurationError(f"sample {index}: the {part} part has samples 0 to {len(dataset) - 1}")
+    return dataset, indices or list(range(min(DEFAULT_SAMPLES, len(dataset))))
+
+
+def print_samples(dataset: PackedDataset, indices: list[int], tokenizer: Any, console: Console) -> None:
+    """Print samples as text."""
+    for index in indices:
         console.print()
         _print_sample(index, dataset[index], tokenizer, console)
 

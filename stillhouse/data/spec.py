@@ -58,7 +58,8 @@ class DataSpec(BaseModel):
     dataset_revision: str | None = Field(default=None, description="The commit, tag or branch of a hub dataset.")
     record: RecordForm = Field(
         default="auto",
-        description="What a record of JSONL, Parquet or a hub dataset holds; auto goes by the first one's columns.",
+        description="What a record of JSONL, Parquet or a hub dataset holds; auto goes by the column that is named "
+        "below, else by those of the first record.",
     )
     text_column: str = Field(default="text", min_length=1, description="The column that holds a document's text.")
     messages_column: str = Field(
@@ -140,5 +141,7 @@ def data_spec(values: Mapping[str, Any]) -> DataSpec:
 
 def _complaint(fault: Any) -> str:
     name = ".".join(str(part) for part in fault["loc"])
+    if fault["type"] == "missing":
+        return f"{name} must be given: what to read"
     message = fault["msg"].removeprefix("Value error, ")
     return f"{name}: {message}; got {fault['input']!r}" if name else message

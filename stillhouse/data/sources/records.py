@@ -6,15 +6,24 @@ Knows nothing of files: the caller says where a record stood.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 from stillhouse.data.items import Conversation, Item, Message, Place, PromptCompletion, Text
 from stillhouse.data.spec import DataSpec, RecordForm
 from stillhouse.errors import DataError
 
+_COLUMN_FIELDS: Final[dict[RecordForm, set[str]]] = {
+    "text": {"text_column"},
+    "messages": {"messages_column"},
+    "prompt_completion": {"prompt_column", "completion_column"},
+}
+
 
 class RecordReader:
-    """Reads the records of one source. Under `record: auto` the first record's columns decide for all of them."""
+    """Reads the records of one source.
+
+    Under `record: auto` a column that was named decides what they hold, else the first record's columns do.
+    """
 
     def __init__(self, spec: DataSpec) -> None:
         self._spec = spec
@@ -24,6 +33,9 @@ class RecordReader:
             "messages": (spec.messages_column,),
             "prompt_completion": (spec.prompt_column, spec.completion_column),
         }
+        named = [form for form, fields in _COLUMN_FIELDS.items() if fields & spec.model_fields_set]
+        if self._form == "auto" and len(named) == 1:
+            self._form = named[0]
 
     def columns(self, available: list[str], place: Place) -> tuple[str, ...]:
         """Return which of a table's columns are read.

@@ -123,6 +123,8 @@ def _file(path: Path, spec: DataSpec) -> Source:
 
 
 def _hub(name: str, spec: DataSpec) -> Source:
+    if not name:
+        raise DataError(f"{HUB_SCHEME} names no dataset; write {HUB_SCHEME}OWNER/NAME")
     return Source(HUB_SCHEME + name, "hub", lambda: read_hub(name, spec), lambda _digest: hub_content(name, spec))
 
 

@@ -100,7 +100,10 @@ def test_a_prompt_of_messages_is_not_learnt_and_its_completion_is(tmp_path: Path
 
 
 def test_columns_can_be_named(tmp_path: Path) -> None:
-    assert texts(jsonl(tmp_path / "a.jsonl", {"body": "one", "text": 3}), text_column="body") == ["one"]
+    path = jsonl(tmp_path / "a.jsonl", {"body": "one", "text": 3, "messages": []})
+    assert texts(path, text_column="body") == ["one"]
+    with pytest.raises(DataError, match="line 1: no key 'corpus'"):
+        read(path, text_column="corpus")
 
 
 def test_parquet_is_read_row_by_row_and_absent_fields_of_messages_are_dropped(tmp_path: Path) -> None:
@@ -268,6 +271,7 @@ def test_records_of_no_known_form_or_of_several_are_refused(tmp_path: Path) -> N
     with pytest.raises(DataError, match=r"fit text and messages; say which with record"):
         read(both)
     assert texts(both, record="text") == ["one"]
+    assert texts(both, text_column="text") == ["one"]
 
 
 def test_a_line_without_end_is_refused_before_it_is_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -306,6 +310,7 @@ def test_names_that_stand_for_nothing_are_refused(tmp_path: Path) -> None:
         str(tmp_path / "empty"): r"the folder .*empty holds no data",
         str(tmp_path / "data.csv"): r"data\.csv: its ending tells no kind of data",
         "s3://bucket/x.jsonl": r"is not a local path",
+        "hub:": r"hub: names no dataset",
         "builtin:shakespeare": r"is no built-in text; there is builtin:pydoc-topics",
     }.items():
         with pytest.raises(DataError, match=complaint):
