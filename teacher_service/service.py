@@ -78,6 +78,8 @@ class TeacherService:
         )
         self._http_task: asyncio.Task[None] | None = None
         self._teacher: Teacher | None = None
+        self._stopping = asyncio.Event()
+        self._is_closed = False
         self.grpc_port = 0
         self.http_port = 0
 
@@ -129,13 +131,17 @@ class TeacherService:
         description = self._teacher.description
         logger.info("ready", model=description.model, fingerprint=description.fingerprint, mode=description.mode)
 
-    async def serve_until(self, stop: asyncio.Event) -> None:
-        """Load and serve until `stop` is set.
+    def stop(self) -> None:
+        """Ask `serve` to end."""
+        self._stopping.set()
+
+    async def serve(self) -> None:
+        """Load and serve until `stop` is called.
 
         Raises:
             StillhouseError: the model could not be loaded, or the service cannot go on.
         """
-        stopping = asyncio.create_task(stop.wait())
+        stopping = asyncio.create_task(self._stopping.wait())
         loading = asyncio.create_task(self.load())
         try:
             await asyncio.wait({stopping, loading}, return_when=asyncio.FIRST_COMPLETED)
@@ -143,7 +149,7 @@ class TeacherService:
                 loading.result()
                 assert self._teacher is not None  # noqa: S101 - loading has succeeded
                 await asyncio.wait({stopping, self._teacher.running}, return_when=asyncio.FIRST_COMPLETED)
-                if self._teacher.running.done():
+                if not self._stopping.is_set():
                     raise StillhouseError("the loop that computes batches has ended; see the log")
         finally:
             stopping.cancel()
@@ -151,7 +157,11 @@ class TeacherService:
             await asyncio.wait({stopping, loading})
 
     async def close(self) -> None:
-        """Refuse what is new, let what is in flight finish within the grace, and end."""
+        """Refuse what is new, let what is in flight finish within the grace, and end; once, however often called."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        self.stop()
         self.lifecycle.drain()
         await self._grpc.set_serving(serving=False)
         if self._settings.ready_file is not None:
@@ -221,13 +231,12 @@ def run(settings: TeacherSettings) -> int:
 
 
 async def _serve(settings: TeacherSettings, executor: Executor, redis_url: str | None) -> None:
-    stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
     service = TeacherService(settings, executor, redis_url)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, service.stop)
     try:
         await service.open()
-        await service.serve_until(stop)
+        await service.serve()
     finally:
         await service.close()
 

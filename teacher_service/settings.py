@@ -110,8 +110,8 @@ class TeacherSettings(BaseSettings):
     """Most tokens in one request. Example: 131072."""
     max_answer_bytes: Count = 2 * 2**30
     """Largest answer to one request, in bytes, over all of its sequences. Example: 2147483648."""
-    max_message_bytes: int = Field(default=64 * 2**20, ge=2**20, le=2**31 - 1)
-    """Largest gRPC message or HTTP body, in bytes; larger answers are streamed. Example: 67108864."""
+    max_message_bytes: int = Field(default=64 * 2**20, ge=2 * 2**20, le=2**31 - 1)
+    """Largest gRPC message or HTTP body, in bytes; larger answers are streamed, in chunks of 1 MiB. Example: 67108864."""
 
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """The least severe events that are logged. Example: info."""
