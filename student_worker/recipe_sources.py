@@ -152,10 +152,12 @@ def _read(file: Path) -> dict[str, Any]:
 def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for variable, text in environment.items():
-        name = variable.removeprefix(ENV_PREFIX).lower()
-        if not variable.startswith(ENV_PREFIX) or SERVICE_LINK.fullmatch(variable):
+        if not variable.startswith(ENV_PREFIX):
             continue
+        name = variable.removeprefix(ENV_PREFIX).lower()
         if name not in keys():
+            if SERVICE_LINK.fullmatch(variable):
+                continue
             near = difflib.get_close_matches(name, keys(), n=1)
             hint = f"; did you mean {ENV_PREFIX}{near[0].upper()}?" if near else ""
             raise ConfigurationError(f"{variable} is set, but there is no such setting{hint}")

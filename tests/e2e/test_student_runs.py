@@ -51,7 +51,7 @@ def test_a_run_learns_and_leaves_what_others_can_open(one_worker: Path, tiny_lla
     assert (result["status"], result["steps"], result["dropped_layers"]) == ("done", STEPS, [0])
     assert result["teacher_parameters"] > result["student_parameters"]
     for folder in ("initial", "export"):
-        model = AutoModelForCausalLM.from_pretrained(one_worker / folder)
+        model: Any = AutoModelForCausalLM.from_pretrained(one_worker / folder)
         tokenizer = AutoTokenizer.from_pretrained(one_worker / folder)
         ids = tokenizer("the still parts", return_tensors="pt")["input_ids"]
         assert model.generate(ids, max_new_tokens=4, do_sample=False).shape[1] == ids.shape[1] + 4

@@ -1,0 +1,73 @@
+"""A worker's health and metrics, over real HTTP."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import httpx
+import pytest
+
+from stillhouse.errors import ConfigurationError
+from student_worker.app import HttpServer, bind, build_app
+from student_worker.metrics import WorkerMetrics
+from student_worker.shard_step import ShardLoss
+
+
+class Readiness:
+    ready = False
+
+    def __call__(self) -> bool:
+        return self.ready
+
+
+@pytest.fixture
+def metrics() -> WorkerMetrics:
+    return WorkerMetrics()
+
+
+@pytest.fixture
+def readiness() -> Readiness:
+    return Readiness()
+
+
+@pytest.fixture
+def server(metrics: WorkerMetrics, readiness: Readiness) -> Iterator[HttpServer]:
+    server = HttpServer(build_app(metrics.registry, readiness), bind("127.0.0.1", 0))
+    yield server
+    server.close()
+
+
+def test_a_worker_lives_before_it_is_ready(server: HttpServer, readiness: Readiness) -> None:
+    assert httpx.get(f"{server.address}/livez").status_code == 200
+    assert httpx.get(f"{server.address}/readyz").status_code == 503
+    readiness.ready = True
+    assert httpx.get(f"{server.address}/readyz").status_code == 200
+
+
+def test_metrics_have_the_names_that_dashboards_use(server: HttpServer, metrics: WorkerMetrics) -> None:
+    metrics.membership(2)
+    metrics.step_done(ShardLoss(1.5, 2.0, 1.0), 512, 0.25, 0.125)
+    text = httpx.get(f"{server.address}/metrics").text
+    for line in (
+        "student_steps_total 1.0",
+        "student_tokens_total 512.0",
+        'student_loss{term="kl"} 1.0',
+        'student_loss{term="cross_entropy"} 2.0',
+        'student_loss{term="total"} 1.5',
+        "student_step_duration_seconds_sum 0.25",
+        "student_teacher_wait_seconds_total 0.125",
+        "student_world_size 2.0",
+    ):
+        assert line in text
+    assert "student_checkpoint_age_seconds" in text
+
+
+def test_a_taken_port_gives_way_to_the_next(server: HttpServer) -> None:
+    taken = int(server.address.rpartition(":")[2])
+    with bind("127.0.0.1", taken) as listener:
+        assert listener.getsockname()[1] > taken
+
+
+def test_a_host_of_another_machine_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match=r"http_host '203\.0\.113\.7'"):
+        bind("203.0.113.7", 0)

@@ -1,0 +1,71 @@
+"""The folder of a run: claimed once, gone on with on demand, and its journal rewound to where it is resumed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stillhouse.errors import ConfigurationError
+from student_worker.journal import Journal, write_result
+from student_worker.output import announce, check_output_dir, claim, read_evaluations
+from student_worker.recipe import Recipe
+from student_worker.recipe_sources import load_recipe
+
+IDENTITY = {"recipe": "abc", "data": "def"}
+
+
+def recipe(folder: Path, **flags: Any) -> Recipe:
+    given = {"teacher": "a:1", "data": ["x.txt"], "keep_layers": "0", "output_dir": str(folder), **flags}
+    return load_recipe(None, given, {})
+
+
+def test_a_folder_with_a_run_is_refused_unless_it_goes_on(tmp_path: Path) -> None:
+    check_output_dir(recipe(tmp_path / "run"))
+    claim(recipe(tmp_path / "run"), IDENTITY)
+    with pytest.raises(ConfigurationError, match="--resume"):
+        check_output_dir(recipe(tmp_path / "run"))
+    check_output_dir(recipe(tmp_path / "run", resume=True))
+    check_output_dir(recipe(tmp_path / "run", lighthouse="a:2"))
+
+
+def test_a_folder_of_another_run_is_refused_by_what_differs(tmp_path: Path) -> None:
+    claim(recipe(tmp_path), IDENTITY)
+    claim(recipe(tmp_path, resume=True), IDENTITY)
+    with pytest.raises(ConfigurationError, match="whose data is def, and not other"):
+        claim(recipe(tmp_path, resume=True), {**IDENTITY, "data": "other"})
+
+
+def test_a_file_in_the_folders_place_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigurationError, match="no folder"):
+        check_output_dir(recipe(tmp_path / "file"))
+    with pytest.raises(ConfigurationError, match="cannot be written"):
+        claim(recipe(tmp_path / "file" / "below"), IDENTITY)
+
+
+def test_a_worker_says_where_it_serves(tmp_path: Path) -> None:
+    announce(recipe(tmp_path, worker_index="2"), "http://127.0.0.1:9")
+    assert json.loads((tmp_path / "worker-2.json").read_text())["http"] == "http://127.0.0.1:9"
+
+
+def test_the_journal_is_rewound_to_the_step_that_is_resumed(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    journal.write("evaluation", step=0, kl=9.0)
+    for step in range(1, 6):
+        journal.write("step", step=step, loss=float("nan") if step == 2 else 1.0)
+    with journal.path.open("a") as file:
+        file.write('{"event": "step", "st')
+    journal.rewind(3)
+    assert [record["step"] for record in journal.read()] == [0, 1, 2, 3]
+    assert journal.read()[2]["loss"] is None
+    assert read_evaluations(tmp_path) == [{"step": 0, "kl": 9.0}]
+
+
+def test_a_result_replaces_the_one_before(tmp_path: Path) -> None:
+    write_result(tmp_path, {"steps": 1})
+    write_result(tmp_path, {"steps": 2})
+    assert json.loads((tmp_path / "result.json").read_text()) == {"steps": 2}
+    assert [path.name for path in tmp_path.iterdir()] == ["result.json"]
