@@ -18,8 +18,8 @@ from torch import Tensor
 
 from stillhouse.errors import ConfigurationError
 
-PIECE_ELEMENTS = 1 << 22
-"""Elements of the gradient exchanged at a time: bounds the send and receive buffers to about 16 MiB per block."""
+PIECE_ELEMENTS = 1 << 20
+"""Elements of the gradient exchanged at a time: the buffers, 4 MiB per block, stay in the processor's caches."""
 
 
 class Collectives(Protocol):
@@ -132,6 +132,14 @@ class ShardTree:
         self.device = torch.device(device)
         self._tree = _Tree()
         self._next: int | None = None
+        self._buffers: dict[str, Tensor] = {}
+
+    def _buffer(self, name: str, num_elements: int) -> Tensor:
+        """Return scratch memory that outlives the step: fresh pages cost more than the sum itself."""
+        buffer = self._buffers.get(name)
+        if buffer is None or len(buffer) < num_elements:
+            buffer = self._buffers[name] = torch.empty(num_elements, device=self.device)
+        return buffer[:num_elements]
 
     def clear(self) -> None:
         """Forget every summand; the buffers are kept for the next step."""
@@ -179,7 +187,7 @@ class ShardTree:
         """Every rank finishes the tree for its slice of each piece, and all ranks collect the slices."""
         width = -(-min(PIECE_ELEMENTS, self.num_elements) // collectives.world_size)
         piece = width * collectives.world_size
-        total = torch.empty(-(-self.num_elements // piece) * piece, device=self.device)
+        total = self._buffer("total", -(-self.num_elements // piece) * piece)
         for start in range(0, self.num_elements, piece):
             mine = self._exchange(collectives, expected, start, width)
             collectives.all_gather(total[start : start + piece], mine)
@@ -189,15 +197,17 @@ class ShardTree:
         """Return the finished sum `[width]` of this rank's slice of the piece that begins at `start`."""
         world_size = collectives.world_size
         held = [partial for _, partial in self._tree.entries]
-        source = torch.zeros(world_size, len(held), width, device=self.device)
+        source = self._buffer("source", world_size * len(held) * width).view(world_size, len(held), width)
         for index, partial in enumerate(held):
             part = partial[start : start + world_size * width]
             whole, rest = divmod(len(part), width)
             source[:whole, index] = part[: whole * width].view(whole, width)
+            # The last piece may end before its slices do: what lies past the end is summed as zeros and cut off.
+            source[whole:, index] = 0
             if rest:
                 source[whole, index, :rest] = part[whole * width :]
         counts = [len(blocks) for blocks in expected]
-        received = torch.empty(sum(counts), width, device=self.device)
+        received = self._buffer("received", sum(counts) * width).view(sum(counts), width)
         sizes = [count * width for count in counts]
         collectives.all_to_all(received.view(-1), source.view(-1), sizes, [len(held) * width] * world_size)
         tree = _Tree()
