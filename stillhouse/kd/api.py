@@ -49,9 +49,10 @@ def kd_loss_and_gradient(
         vocabulary_size: N, needed where the two sides differ: both are cut to it before softmax.
         output_head: what hidden states are turned into logits with.
         top_k_tail: "bucket" keeps the mass outside a top-k head as one bucket: a lower bound of the full KL.
-            "renormalise" drops it and scales the head to 1, as other tools do: the student is then taught that every
-            other token is impossible, which at T = 2 and k = 64 ignores three quarters of a typical teacher.
-        out: `[R, V]`, where the gradient is written; it must not share memory with `student_logits`.
+            "renormalise" drops it and scales the head to 1, as other tools do. Beware: the student is then taught
+            that every other token is impossible, and at high temperatures that is most of what the teacher said.
+        out: `[R, V]`, any float dtype, where the gradient is written; it must not share memory with
+            `student_logits`. After an error it holds nothing of meaning.
 
     Raises:
         VocabularyMismatchError: the sides have different sizes and no `vocabulary_size` that both have.
