@@ -14,6 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
+from stillhouse.errors import ConfigurationError
 from student_worker.recipe_sources import ENV_PREFIX, Key, keys, load_recipe
 
 app = typer.Typer(
@@ -40,8 +41,17 @@ def _train(recipe: Path | None = None, workers: int = 1, **flags: Any) -> None:
     from student_worker.launch import run_local
     from student_worker.output import check_output_dir
 
+    if workers > loaded.micro_shards:
+        raise ConfigurationError(
+            f"--workers {workers} is more than the {loaded.micro_shards} parts of a global batch, so that some would "
+            "have nothing to do; raise micro_shards"
+        )
+    if "worker_index" in given:
+        raise ConfigurationError("--workers numbers its workers itself; drop --worker-index")
     check_output_dir(loaded)
-    raise typer.Exit(run_local(workers, _worker_argv(recipe, given), log_dir=loaded.output_dir / "logs"))
+    argv = _worker_argv(recipe, given)
+    log_dir = loaded.output_dir / "logs"
+    raise typer.Exit(run_local(workers, argv, log_dir=log_dir, lighthouse=loaded.lighthouse))
 
 
 @app.command("lighthouse")
