@@ -10,6 +10,7 @@ torchft is imported when a group is made, not when this module is.
 from __future__ import annotations
 
 import logging
+import os
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -76,6 +77,9 @@ class ElasticGroup(Group):
         quorum_timeout_seconds: float = 30.0,
         quorum_retries: int = 50,
     ) -> None:
+        # Both of torchft's halves write several lines for every step; failures are logged here, once.
+        os.environ.setdefault("RUST_LOG", "warn")
+        logging.getLogger("torchft").setLevel(logging.CRITICAL)
         from torchft import Manager
 
         from student_worker.collectives import Introduction, process_group
@@ -138,6 +142,7 @@ class ElasticGroup(Group):
                 break
             if isinstance(failure.original_exception, ConfigurationError):
                 raise failure.original_exception
+            _log.warning("step %d could not begin: %s", step, failure.original_exception)
             # Peers wait for this worker: let them fail at once rather than after their timeout.
             self._processes.abort()
             self.commit()
