@@ -166,7 +166,8 @@ class TeacherService:
         await self._grpc.set_serving(serving=False)
         if self._settings.ready_file is not None:
             self._settings.ready_file.unlink(missing_ok=True)
-        logger.info("draining", grace_seconds=self._settings.grace_seconds)
+        if self._teacher is not None:
+            logger.info("draining", grace_seconds=self._settings.grace_seconds)
         # The HTTP door last: until all else has ended, /livez and /readyz say how it stands.
         await self._grpc.close(self._settings.grace_seconds)
         if self._http_task is not None:
@@ -174,15 +175,15 @@ class TeacherService:
             await self._http_task
         if self._teacher is not None:
             await self._teacher.close()
+            logger.info("stopped")
         if self._cache is not None:
             await self._cache.close()
-        logger.info("stopped")
 
     def _open_cache(self, redis_url: str) -> AnswerCache:
         return AnswerCache(
             redis_url,
             self.metrics,
-            timeout_seconds=self._settings.cache_timeout_seconds,
+            timeout_seconds=self._settings.cache_wait_seconds,
             max_value_bytes=self._settings.cache_max_value_bytes,
             ttl_seconds=self._settings.cache_ttl_seconds,
         )

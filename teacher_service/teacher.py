@@ -11,7 +11,7 @@ from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 
 from stillhouse.codec import verify_payload
-from stillhouse.encodings import Dense, TopK
+from stillhouse.encodings import Candidates, Dense, TopK
 from stillhouse.errors import CodecError, RequestTooLongError
 from stillhouse.fingerprint import cache_key
 from stillhouse.payload_header import Header
@@ -217,7 +217,7 @@ def _describe(backend: BackendDescription, settings: TeacherSettings) -> Teacher
         vocabulary_size=backend.vocabulary_size,
         tokenizer_size=len(backend.tokens),
         hidden_size=backend.hidden_size,
-        encodings=(Dense, TopK),
+        encodings=(Dense, TopK, Candidates),
         limits=replace(limits, max_sequence_tokens=min(limits.max_sequence_tokens, backend.max_sequence_tokens)),
         compute_dtype=backend.compute_dtype,
         mode=backend.mode,

@@ -6,11 +6,12 @@ The same answers as `stillhouse.fixtures.FixtureTeacher`, through the whole serv
 from __future__ import annotations
 
 from collections.abc import Sequence as SequenceOf
+from itertools import accumulate
 
 import torch
 from torch import Tensor
 
-from stillhouse.fingerprint import fingerprint
+from stillhouse.fingerprint import fingerprint, tokens_fingerprint
 from stillhouse.request import Sequence
 from teacher_service.backends.base import BackendDescription, HiddenRows, TeacherBackend
 
@@ -20,17 +21,18 @@ _MAX_SEQUENCE_TOKENS = 2**20
 
 
 class FixtureBackend(TeacherBackend):
-    """Logit 10.0 at the next token of the sequence, at the last position at its own token; 0.0 elsewhere."""
+    """Logit 10.0 at the next token of the document, at its last position at its own token; 0.0 elsewhere."""
 
     def __init__(self, vocabulary_size: int) -> None:
         self._vocabulary_size = vocabulary_size
+        self._tokens = tuple(map(str, range(vocabulary_size)))
 
     def describe(self) -> BackendDescription:
-        """Describe a model of this vocabulary, in float32."""
+        """Describe a model of this vocabulary, in float32; its tokens are the decimal numbers of their ids."""
         return BackendDescription(
             model="fixture",
             weights_fingerprint=fingerprint("fixture", self._vocabulary_size),
-            tokenizer_fingerprint="",
+            tokenizer_fingerprint=tokens_fingerprint(self._tokens),
             vocabulary_size=self._vocabulary_size,
             hidden_size=0,
             max_sequence_tokens=_MAX_SEQUENCE_TOKENS,
@@ -39,6 +41,7 @@ class FixtureBackend(TeacherBackend):
             library_version="1",
             attention="none",
             mode="deterministic",
+            tokens=self._tokens,
         )
 
     def forward(self, sequences: SequenceOf[Sequence]) -> HiddenRows:
@@ -54,4 +57,6 @@ class FixtureBackend(TeacherBackend):
 def _preferred(sequence: Sequence) -> Tensor:
     ids = sequence.token_ids
     following = torch.tensor([*ids[1:], ids[-1]], dtype=torch.int64)
+    for end in accumulate(sequence.segment_lengths):
+        following[end - 1] = ids[end - 1]
     return following[list(sequence.position_indices())].unsqueeze(1)

@@ -156,7 +156,7 @@ async def test_the_teacher_describes_itself(serve_teacher: ServeTeacher, tiny_ll
         http_to(service) as http,
     ):
         plain = (await http.get("/v1/teacher")).json()
-        assert plain["encodings"] == ["Dense", "TopK"]
+        assert plain["encodings"] == ["Dense", "TopK", "Candidates"]
         assert plain["limits"]["max_sequence_tokens"] == 512
         assert "tokens" not in plain
         full = (await http.get("/v1/teacher", params={"include_tokens": True})).json()

@@ -17,7 +17,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from stillhouse.client import AsyncTeacherClient
 from stillhouse.codec import encode_payload
-from stillhouse.encodings import Dense, Hidden, TopK
+from stillhouse.encodings import Candidates, Dense, Hidden, TopK
 from stillhouse.errors import (
     EncodingNotOfferedError,
     FingerprintMismatchError,
@@ -27,6 +27,7 @@ from stillhouse.errors import (
     TeacherUnavailableError,
     UnauthenticatedError,
 )
+from stillhouse.fixtures import FixtureTeacher
 from stillhouse.payloads import DenseLogits, TopKLogits
 from stillhouse.request import All, CacheMode, LogitsRequest, Sequence
 from stillhouse.teacher.v1 import teacher_service_pb2 as pb
@@ -90,6 +91,16 @@ async def test_the_fixture_answers_through_the_whole_service(serve_teacher: Serv
         assert payload.logits.max() == 10.0
         description = await client.describe()
         assert (description.model, description.vocabulary_size) == ("fixture", 256)
+
+
+async def test_every_encoding_equals_what_the_fixture_without_a_service_gives(serve_teacher: ServeTeacher) -> None:
+    fixture = FixtureTeacher(256)
+    packed = Sequence((3, 1, 4, 1, 5), (2, 3), All())
+    async with serve_teacher() as service, client_of(service) as client:
+        for encoding in (Dense(), Dense("bfloat16"), TopK(3), TopK(3, "float32"), Candidates((0, 4, 9))):
+            request = LogitsRequest((packed, Sequence((9,))), encoding, temperature=2.0, vocabulary_size=200)
+            served, expected = (await client.answer(request)).payloads, fixture.answer(request).payloads
+            assert [encode_payload(one) for one in served] == [encode_payload(one) for one in expected]
 
 
 async def test_a_second_ask_is_answered_by_the_cache(serve_teacher: ServeTeacher, empty_valkey: str) -> None:
@@ -223,7 +234,7 @@ async def test_what_no_teacher_could_serve_is_refused_by_field(serve_teacher: Se
             (pb.LogitsRequest(sequences=[pb.Sequence(token_ids=[1] * 9000)], dense=pb.DenseEncoding()),
              "OUT_OF_RANGE", "sequences[0].token_ids: 9000 is over this teacher's limit of 8192 tokens"),
             (pb.LogitsRequest(sequences=[pb.Sequence(token_ids=[1])], hidden=pb.HiddenEncoding()),
-             "UNIMPLEMENTED", "encoding Hidden is not offered by this teacher; it offers Dense, TopK"),
+             "UNIMPLEMENTED", "encoding Hidden is not offered by this teacher; it offers Dense, TopK, Candidates"),
             (pb.LogitsRequest(expected_fingerprint="other", dense=pb.DenseEncoding()),
              "FAILED_PRECONDITION", "expected_fingerprint is other, but this teacher's is"),
         ):  # fmt: skip

@@ -66,6 +66,13 @@ def test_secrets_show_neither_in_settings_nor_in_errors(monkeypatch: pytest.Monk
     assert secret not in repr(settings)
 
 
+def test_the_embedded_cache_is_given_more_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert load_settings({"backend": "fixture"}).cache_wait_seconds == 0.5
+    assert load_settings({"backend": "fixture", "cache_timeout_seconds": "0.1"}).cache_wait_seconds == 0.1
+    monkeypatch.setenv("TEACHER_REDIS_URL", "redis://somewhere:6379")
+    assert load_settings({"backend": "fixture"}).cache_wait_seconds == 0.02
+
+
 def test_secrets_are_no_flags() -> None:
     secret = {name for name, field in TeacherSettings.model_fields.items() if "Secret" in str(field.annotation)}
     assert secret == NOT_FLAGS
