@@ -11,7 +11,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ import structlog
 import uvicorn
 
 from stillhouse.errors import ConfigurationError, StillhouseError
+from teacher_service.addresses import address_of, bind, is_loopback
 from teacher_service.app import build_app
 from teacher_service.auth import Access
 from teacher_service.backends import TeacherBackend, open_backend
@@ -91,17 +91,19 @@ class TeacherService:
         """
         host = self._settings.host
         with contextlib.ExitStack() as stack:
-            http_socket = _bind(host, self._settings.http_port, "http_port")
+            http_socket = bind(host, self._settings.http_port, "http_port")
             stack.callback(http_socket.close)
             self.http_port = http_socket.getsockname()[1]
             # gRPC says on stderr, at length, what this says in one line.
-            _bind(host, self._settings.grpc_port, "grpc_port").close()
-            self.grpc_port = await self._grpc.open(_address(host, self._settings.grpc_port))
+            bind(host, self._settings.grpc_port, "grpc_port").close()
+            self.grpc_port = await self._grpc.open(address_of(host, self._settings.grpc_port))
             http_socket.listen(_LISTEN_BACKLOG)
             stack.pop_all()
         self._http_task = asyncio.create_task(self._http.serve(sockets=[http_socket]), name="http")
-        logger.info("listening", grpc=_address(host, self.grpc_port), http=f"http://{_address(host, self.http_port)}")
-        if self._access.is_open and not _is_loopback(host):
+        logger.info(
+            "listening", grpc=address_of(host, self.grpc_port), http=f"http://{address_of(host, self.http_port)}"
+        )
+        if self._access.is_open and not is_loopback(host):
             logger.warning("open_to_all", host=host, remedy="set TEACHER_TOKENS, or bind to 127.0.0.1")
 
     async def load(self) -> None:
@@ -191,8 +193,8 @@ class TeacherService:
     def _write_ready_file(self, path: Path) -> None:
         host = self._settings.host if self._settings.host not in ("0.0.0.0", "::") else "127.0.0.1"  # noqa: S104 - compared, not bound to
         content = {
-            "grpc": _address(host, self.grpc_port),
-            "http": f"http://{_address(host, self.http_port)}",
+            "grpc": address_of(host, self.grpc_port),
+            "http": f"http://{address_of(host, self.http_port)}",
             "pid": os.getpid(),
         }
         aside = path.with_name(f"{path.name}.{os.getpid()}")
@@ -269,33 +271,3 @@ def _leave(code: int, reason: str) -> None:
     """End the process at once: Python would wait for a thread that loads or computes, maybe for minutes."""
     logger.warning("left_early", reason=reason)
     os._exit(code)
-
-
-def _bind(host: str, port: int, setting: str) -> socket.socket:
-    flag, variable = f"--{setting.replace('_', '-')}", f"TEACHER_{setting.upper()}"
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        bound = socket.socket(family, kind, protocol)
-        try:
-            # Only lets a restart bind while old connections time out; a port that is listened on stays taken.
-            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            bound.bind(address)
-        except OSError:
-            bound.close()
-            raise
-    except OSError as error:
-        raise ConfigurationError(
-            f"{setting}: cannot listen on {_address(host, port)}: {error.strerror or error}; free the port, or set "
-            f"another with {flag} or {variable} (0 takes any free one)"
-        ) from error
-    return bound
-
-
-def _address(host: str, port: int) -> str:
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
-def _is_loopback(host: str) -> bool:
-    return host == "localhost" or host.startswith("127.") or host == "::1"

@@ -1,0 +1,47 @@
+"""Hosts and ports: bound before anything is loaded, so that a taken one is said at once.
+
+Knows nothing of what is served there.
+"""
+
+from __future__ import annotations
+
+import socket
+
+from stillhouse.errors import ConfigurationError
+
+
+def bind(host: str, port: int, setting: str) -> socket.socket:
+    """Bind, not yet listening; port 0 takes any free one. `setting` names the port in an error.
+
+    Raises:
+        ConfigurationError: the port is taken, or the host is no address of this machine.
+    """
+    flag, variable = f"--{setting.replace('_', '-')}", f"TEACHER_{setting.upper()}"
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        bound = socket.socket(family, kind, protocol)
+        try:
+            # Only lets a restart bind while old connections time out; a port that is listened on stays taken.
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            bound.bind(address)
+        except OSError:
+            bound.close()
+            raise
+    except OSError as error:
+        raise ConfigurationError(
+            f"{setting}: cannot listen on {address_of(host, port)}: {error.strerror or error}; free the port, or set "
+            f"another with {flag} or {variable} (0 takes any free one)"
+        ) from error
+    return bound
+
+
+def address_of(host: str, port: int) -> str:
+    """Return host:port, the host in brackets where it is an IPv6 address."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether only this machine can reach what listens there."""
+    return host == "localhost" or host.startswith("127.") or host == "::1"
