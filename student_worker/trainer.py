@@ -101,7 +101,6 @@ class Trainer:
 
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
-        self._flat = torch.zeros(parts.optimizer.num_parameters, device=parts.student.device)
         # Until the first quorum nobody knows their slice: the whole batch is asked for, which costs the teacher
         # nothing twice (it computes a question once), and keeps waiting for it out of the step.
         self._membership = Membership(parts.state.step, 0, 1)
@@ -163,11 +162,13 @@ class Trainer:
         """Return the losses `[M, 3]` of this worker's shards, whose gradients are in the tree, and what went wrong."""
         parts, step, reason = self._parts, self._parts.state.step, ""
         scalars = torch.zeros(parts.steps.micro_shards, 3, dtype=torch.float64)
+        # Not kept between steps: while the sum is exchanged, the weights' size in memory is better left to that.
+        flat = torch.zeros(parts.optimizer.num_parameters, device=parts.student.device)
         parts.tree.clear()
         for _, shard in self._keys(step):
             payloads = parts.prefetcher.take((step, shard))
-            self._flat.zero_()
-            parts.optimizer.attach(self._flat)
+            flat.zero_()
+            parts.optimizer.attach(flat)
             try:
                 loss = backward(
                     parts.student,
@@ -181,7 +182,7 @@ class Trainer:
             except ValueError as error:
                 # Logits that are not finite. Every worker learns of it with the sum, and all stop together.
                 reason, loss = str(error), ShardLoss(math.nan, math.nan, math.nan)
-            parts.tree.add(shard, self._flat)
+            parts.tree.add(shard, flat)
             scalars[shard] = torch.tensor([loss.loss, loss.cross_entropy, loss.kl], dtype=torch.float64)
         parts.optimizer.detach()
         return scalars, reason
