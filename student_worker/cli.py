@@ -51,7 +51,8 @@ def _train(recipe: Path | None = None, workers: int = 1, **flags: Any) -> None:
     check_output_dir(loaded)
     argv = _worker_argv(recipe, given)
     log_dir = loaded.output_dir / "logs"
-    raise typer.Exit(run_local(workers, argv, log_dir=log_dir, lighthouse=loaded.lighthouse))
+    together = {f"{ENV_PREFIX}LOCAL_WORKERS": str(workers)}
+    raise typer.Exit(run_local(workers, argv, log_dir=log_dir, lighthouse=loaded.lighthouse, environment=together))
 
 
 @app.command("lighthouse")

@@ -18,14 +18,22 @@ RESULT_FILE = "result.json"
 
 
 class Journal:
-    """Appends to metrics.jsonl in a run's folder."""
+    """Appends to metrics.jsonl in a run's folder.
+
+    A writer's first line drops those of its step and later ones: a run that goes on from a checkpoint does these
+    steps again. (Only then: who writes first may be a newcomer, and not the worker that read the checkpoint.)
+    """
 
     def __init__(self, output_dir: Path) -> None:
         self.path = output_dir / METRICS_FILE
+        self._has_written = False
 
-    def write(self, event: str, **fields: Any) -> None:
+    def write(self, event: str, *, step: int, **fields: Any) -> None:
         """Append one line; a number that is not finite, which JSON has no word for, becomes null."""
-        line = json.dumps({"event": event, **{key: _finite(value) for key, value in fields.items()}})
+        if not self._has_written:
+            self._drop_from(step)
+            self._has_written = True
+        line = json.dumps({"event": event, "step": step, **{key: _finite(value) for key, value in fields.items()}})
         with self.path.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
 
@@ -39,10 +47,9 @@ class Journal:
                 records.append(json.loads(line))
         return records
 
-    def rewind(self, step: int) -> None:
-        """Drop what lies after a step that is resumed from, since those steps are done again."""
-        kept = [record for record in self.read() if int(record.get("step", 0)) <= step]
-        if kept:
+    def _drop_from(self, step: int) -> None:
+        kept = [record for record in self.read() if record["step"] < step]
+        if self.path.exists():
             write_whole(self.path, "".join(json.dumps(record) + "\n" for record in kept))
 
 

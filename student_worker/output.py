@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import json
 import os
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,11 @@ from student_worker.recipe import Recipe
 from student_worker.state import WorkerState
 
 RUN_FILE = "run.json"
+
+START_TOGETHER_SECONDS = 120.0
+"""Longer than the slowest of several workers takes to load, whose processor the others share."""
+
+POLL_SECONDS = 0.05
 
 
 def check_output_dir(recipe: Recipe) -> None:
@@ -79,15 +86,38 @@ def resume(recipe: Recipe, state: WorkerState) -> int | None:
         return None
     checkpoint = load_checkpoint(newest)
     state.load(checkpoint.tensors, checkpoint.metadata)
-    if recipe.worker_index == 0:
-        Journal(recipe.output_dir).rewind(state.step)
     return state.step
 
 
 def announce(recipe: Recipe, address: str) -> None:
-    """Write where this worker serves its health and metrics."""
-    path = recipe.output_dir / f"worker-{recipe.worker_index}.json"
-    write_whole(path, json.dumps({"http": address, "pid": os.getpid()}) + "\n")
+    """Write where this worker serves its health and metrics, and that it is ready to train."""
+    content = {"http": address, "pid": os.getpid(), "parent": os.getppid()}
+    write_whole(_worker_file(recipe, recipe.worker_index), json.dumps(content) + "\n")
+
+
+def wait_for_siblings(recipe: Recipe, stopping: threading.Event) -> bool:
+    """Wait until all workers of one launcher are ready, so that a run begins with all of them; return whether so.
+
+    Bounded: after `START_TOGETHER_SECONDS` it begins with those that are there, and the others join.
+    """
+    deadline = time.monotonic() + START_TOGETHER_SECONDS
+    missing = set(range(recipe.local_workers)) - {recipe.worker_index}
+    while True:
+        missing = {index for index in missing if not _is_ready(_worker_file(recipe, index))}
+        if not missing or time.monotonic() > deadline or stopping.wait(POLL_SECONDS):
+            return not missing
+
+
+def _worker_file(recipe: Recipe, index: int) -> Path:
+    return recipe.output_dir / f"worker-{index}.json"
+
+
+def _is_ready(path: Path) -> bool:
+    """Tell whether a sibling has written its file: one of an earlier launch had another parent."""
+    try:
+        return bool(json.loads(path.read_text(encoding="utf-8"))["parent"] == os.getppid())
+    except (OSError, ValueError, KeyError):
+        return False
 
 
 def read_evaluations(output_dir: Path) -> list[dict[str, Any]]:

@@ -72,8 +72,8 @@ class FixtureSpec(Strict):
     """A student with no model: one learnt row of logits."""
 
     kind: Literal["fixture"] = Field(description="What kind of student: causal_lm (the default) or fixture.")
-    vocabulary_size: int | None = Field(None, ge=1, description="Its width; by default the teacher's.")
-    initial_value: float = Field(0.0, description="Every logit at the start.")
+    vocabulary_size: int | None = Field(None, ge=1, description="A fixture's width; by default the teacher's.")
+    initial_value: float = Field(0.0, description="Every logit of a fixture at the start.")
 
 
 class CausalLMSpec(Strict):
@@ -222,6 +222,9 @@ class Recipe(Strict):
         None, description="The run's secret among workers; better given as STUDENT_RUN_TOKEN than on a command line."
     )
     worker_index: int = Field(0, ge=0, description="Which of the workers on this host this is, from 0.")
+    local_workers: int = Field(
+        1, ge=1, description="Workers started together on this host, set by --workers: they wait for each other once."
+    )
     step_timeout_seconds: float = Field(
         60.0, gt=0, description="How long workers wait for each other within a step; 5 times the slowest shard or more."
     )

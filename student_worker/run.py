@@ -27,7 +27,7 @@ from student_worker.elastic import GroupLostError
 from student_worker.journal import Journal, write_result
 from student_worker.logs import configure_logs
 from student_worker.metrics import WorkerMetrics
-from student_worker.output import announce, check_output_dir, claim, read_evaluations, resume
+from student_worker.output import announce, check_output_dir, claim, read_evaluations, resume, wait_for_siblings
 from student_worker.prefetch import Interrupted, PatientTeacher
 from student_worker.preflight import Ready, identity, prepare_run
 from student_worker.recipe import Recipe
@@ -137,6 +137,8 @@ class _Run:
         announce(recipe, self._server.address)
         self._say_start(ready, state)
         self._is_training.set()
+        if not wait_for_siblings(recipe, self._stopping):
+            _log.warning("starting_without_all_workers", expected=recipe.local_workers)
         try:
             outcome = trainer.run()
         except (Interrupted, GuardError, TeacherError):

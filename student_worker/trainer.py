@@ -216,8 +216,8 @@ class Trainer:
     def _log_step(
         self, losses: ShardLoss, rate: float, norm: float, tokens: int, seconds: float, waited: float
     ) -> None:
-        fields = {
-            "step": self._parts.state.step,
+        step = self._parts.state.step
+        fields: dict[str, float] = {
             "loss": losses.loss,
             "cross_entropy": losses.cross_entropy,
             "kl": losses.kl,
@@ -229,10 +229,8 @@ class Trainer:
             "step_seconds": seconds,
             "world_size": self._membership.world_size,
         }
-        self._parts.journal.write("step", **fields)
-        _log.info(
-            "step", **{key: round(value, 6) if isinstance(value, float) else value for key, value in fields.items()}
-        )
+        self._parts.journal.write("step", step=step, **fields)
+        _log.info("step", step=step, **{name: round(value, 6) for name, value in fields.items()})
 
     def _evaluate(self) -> None:
         """Evaluate if it is time to; the line is written once it is known who writes."""

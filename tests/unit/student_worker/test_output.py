@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 
 from stillhouse.errors import ConfigurationError
 from student_worker.journal import Journal, write_result
-from student_worker.output import announce, check_output_dir, claim, read_evaluations
+from student_worker.output import announce, check_output_dir, claim, read_evaluations, wait_for_siblings
 from student_worker.recipe import Recipe
 from student_worker.recipe_sources import load_recipe
 
@@ -51,17 +52,32 @@ def test_a_worker_says_where_it_serves(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "worker-2.json").read_text())["http"] == "http://127.0.0.1:9"
 
 
-def test_the_journal_is_rewound_to_the_step_that_is_resumed(tmp_path: Path) -> None:
+def test_workers_of_one_launcher_wait_for_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("student_worker.output.START_TOGETHER_SECONDS", 0.2)
+    first = recipe(tmp_path, worker_index="0", local_workers="2")
+    second = recipe(tmp_path, worker_index="1", local_workers="2")
+    announce(first, "http://127.0.0.1:9")
+    assert not wait_for_siblings(first, threading.Event())
+    announce(second, "http://127.0.0.1:10")
+    assert wait_for_siblings(first, threading.Event())
+    monkeypatch.setattr("os.getppid", lambda: 1)
+    assert not wait_for_siblings(first, threading.Event()), "the file is of an earlier launch"
+
+
+def test_a_run_that_goes_on_writes_over_the_steps_that_it_does_again(tmp_path: Path) -> None:
     journal = Journal(tmp_path)
     journal.write("evaluation", step=0, kl=9.0)
     for step in range(1, 6):
         journal.write("step", step=step, loss=float("nan") if step == 2 else 1.0)
     with journal.path.open("a") as file:
         file.write('{"event": "step", "st')
-    journal.rewind(3)
-    assert [record["step"] for record in journal.read()] == [0, 1, 2, 3]
-    assert journal.read()[2]["loss"] is None
-    assert read_evaluations(tmp_path) == [{"step": 0, "kl": 9.0}]
+    again = Journal(tmp_path)
+    again.write("step", step=4, loss=7.0)
+    again.write("evaluation", step=4, kl=8.0)
+    assert [record["step"] for record in again.read()] == [0, 1, 2, 3, 4, 4]
+    assert again.read()[2]["loss"] is None
+    assert again.read()[4]["loss"] == 7.0
+    assert read_evaluations(tmp_path) == [{"step": 0, "kl": 9.0}, {"step": 4, "kl": 8.0}]
 
 
 def test_a_result_replaces_the_one_before(tmp_path: Path) -> None:

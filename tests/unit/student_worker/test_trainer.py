@@ -226,7 +226,7 @@ def test_a_step_that_is_voted_down_is_done_again_with_the_same_bits(make: Make, 
     calm.run()
     disturbed.run()
     assert torch.equal(weights(calm), weights(disturbed))
-    assert [record["step"] for record in journal(tmp_path)] == [1, 2, 3, 4, 5] * 2
+    assert [record["step"] for record in journal(tmp_path)] == [1, 2, 3, 4, 5]
 
 
 def test_a_run_goes_on_from_a_saved_state_with_the_same_bits(make: Make) -> None:
