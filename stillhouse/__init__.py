@@ -12,10 +12,13 @@ from stillhouse.version import __version__
 
 if TYPE_CHECKING:
     from stillhouse.client import AsyncTeacherClient, TeacherClient
+    from stillhouse.data import DataSpec, Order, prepare
     from stillhouse.encodings import Candidates, Dense, Encoding, Hidden, Sampled, TopK
     from stillhouse.errors import StillhouseError, TeacherError
     from stillhouse.fixtures import FixtureStudent, FixtureTeacher
     from stillhouse.kd import (
+        NO_LABEL,
+        LossAndGradient,
         causal_lm_kd_loss,
         kd_logit_gradient,
         kd_loss,
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
         CandidateLogits,
         DenseLogits,
         HiddenStates,
+        OutputHead,
         Payload,
         SampledCounts,
         TopKLogits,
@@ -36,6 +40,12 @@ if TYPE_CHECKING:
     from stillhouse.request import All, Explicit, From, Last, LogitsRequest, Sequence, TeacherDescription
 
 _HOME = {
+    "DataSpec": "data",
+    "Order": "data",
+    "prepare": "data",
+    "NO_LABEL": "kd",
+    "LossAndGradient": "kd",
+    "OutputHead": "payloads",
     "AsyncTeacherClient": "client",
     "TeacherClient": "client",
     "Candidates": "encodings",
@@ -74,11 +84,13 @@ _HOME = {
 }
 
 __all__ = [
+    "NO_LABEL",
     "All",
     "Answer",
     "AsyncTeacherClient",
     "CandidateLogits",
     "Candidates",
+    "DataSpec",
     "Dense",
     "DenseLogits",
     "Encoding",
@@ -90,6 +102,9 @@ __all__ = [
     "HiddenStates",
     "Last",
     "LogitsRequest",
+    "LossAndGradient",
+    "Order",
+    "OutputHead",
     "Payload",
     "Sampled",
     "SampledCounts",
@@ -110,6 +125,7 @@ __all__ = [
     "kd_loss_and_gradient",
     "kd_step",
     "kd_step_per_position",
+    "prepare",
 ]
 
 

@@ -18,6 +18,7 @@ import structlog
 from stillhouse.cli.main import EXIT_DONE, EXIT_INTERRUPTED
 from stillhouse.client import TeacherClient
 from stillhouse.errors import GuardError, TeacherError
+from stillhouse.logs import configure_logging
 from stillhouse.models import pick_device, silence_transformers
 from stillhouse.version import __version__
 from student_worker import assemble
@@ -25,7 +26,6 @@ from student_worker.app import HttpServer, bind, build_app
 from student_worker.checkpoint import save_checkpoint
 from student_worker.elastic import GroupLostError
 from student_worker.journal import Journal, write_result
-from student_worker.logs import configure_logs
 from student_worker.metrics import WorkerMetrics
 from student_worker.output import announce, check_output_dir, claim, read_evaluations, resume, wait_for_siblings
 from student_worker.prefetch import Interrupted, PatientTeacher
@@ -49,7 +49,7 @@ def run(recipe: Recipe) -> int:
         StillhouseError: what stopped the run; the committed steps are in a checkpoint, if there were any.
     """
     check_output_dir(recipe)
-    configure_logs(worker=recipe.worker_index)
+    configure_logging(worker=recipe.worker_index)
     silence_transformers()
     stopping = threading.Event()
     with ExitStack() as open_parts, stop_on_signals(stopping):

@@ -20,6 +20,7 @@ import structlog
 import uvicorn
 
 from stillhouse.errors import ConfigurationError, StillhouseError
+from stillhouse.logs import configure_logging
 from teacher_service.addresses import address_of, bind, is_loopback
 from teacher_service.app import build_app
 from teacher_service.auth import Access
@@ -27,7 +28,6 @@ from teacher_service.backends import TeacherBackend, open_backend
 from teacher_service.cache import AnswerCache
 from teacher_service.embedded_redis import EmbeddedRedis
 from teacher_service.lifecycle import Lifecycle
-from teacher_service.logs import configure_logging
 from teacher_service.metrics import Metrics
 from teacher_service.servicer import GrpcDoor
 from teacher_service.settings import TeacherSettings

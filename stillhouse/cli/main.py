@@ -22,6 +22,9 @@ EXIT_WRONG_INPUT = 2
 EXIT_GUARD = 3
 EXIT_INTERRUPTED = 143
 
+TYPER_INTERRUPTED = 130
+"""What typer itself makes of a KeyboardInterrupt inside a verb, before `run` can see it."""
+
 COMMAND_GROUP = "stillhouse.commands"
 
 # Newer versions of typer carry a click of their own: the base of its errors is found through one that it exports.
@@ -96,6 +99,8 @@ def run(app: typer.Typer, prog_name: str, arguments: list[str] | None = None) ->
     except (StillhouseError, OSError) as error:
         _complain(error)
         return EXIT_WRONG_INPUT
+    if result == TYPER_INTERRUPTED:
+        return EXIT_INTERRUPTED
     return result if isinstance(result, int) else EXIT_DONE
 
 

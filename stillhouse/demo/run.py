@@ -37,7 +37,11 @@ STOP_GRACE_SECONDS = 20.0
 
 BLOCK_TOKENS = 64
 BATCH_BLOCKS = 8
+HELD_OUT_BLOCKS = 24
+STEPS_PER_EVALUATION = 25
+LEARNING_RATE = 8e-4
 TOP_K = 256
+"""Keeps 0.95 of the teacher's mass at T = 1, in 1.6 KB a position where every logit in float32 takes 197 KB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,10 +142,12 @@ def _train(
     argv = [sys.executable, "-m", "student_worker", "train", "--workers", str(settings.workers)]
     argv += ["--teacher", address["grpc"], "--output-dir", str(run), "--http-port", "0"]
     argv += ["--data", "builtin:pydoc-topics", "--block-size", str(BLOCK_TOKENS)]
-    argv += ["--student", "causal_lm", "--model", settings.teacher, "--keep-layers", settings.keep_layers]
+    argv += ["--held-out-samples", str(HELD_OUT_BLOCKS)]
+    argv += ["--model", settings.teacher, "--keep-layers", settings.keep_layers]
     argv += ["--max-steps", str(steps), "--global-batch-size", str(BATCH_BLOCKS), "--encoding", f"top_k:{TOP_K}"]
-    argv += ["--temperature", "1", "--alpha", "0", "--learning-rate", "3e-4", "--warmup-steps", "5"]
-    argv += ["--eval-steps", "20" if is_first else "0"]
+    argv += ["--micro-shards", str(_micro_shards(settings.workers)), "--temperature", "1", "--alpha", "0"]
+    argv += ["--learning-rate", str(LEARNING_RATE), "--warmup-steps", "5", "--save-steps", str(steps)]
+    argv += ["--eval-steps", str(STEPS_PER_EVALUATION) if is_first else "0", "--eval-encoding", "dense:f16"]
     if is_first:
         argv.append("--export-initial")
     before = read_teacher(address["http"])
@@ -169,6 +175,11 @@ def _train(
             kind = GuardError if status == 3 else StillhouseError
             raise kind(f"the {name} pass ended with exit code {status}:\n{child.tail()}")
     return PassResult(tail.of("step"), tail.of("evaluation"), counters)
+
+
+def _micro_shards(workers: int) -> int:
+    """The smallest power of two with a part of every batch for each worker: fewer parts are larger, and quicker."""
+    return 1 << (workers - 1).bit_length()
 
 
 def _continuations(teacher: Path, run: Path) -> tuple[Continuation, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 PROMPTS = (
     "The for statement is used to",
@@ -15,12 +16,12 @@ PROMPTS = (
 def continue_prompts(folder: Path, prompts: Sequence[str] = PROMPTS, new_tokens: int = 32) -> list[str]:
     """Return how the model in `folder` continues each prompt, greedily, at most `new_tokens` tokens."""
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder)
+    model: Any = AutoModelForCausalLM.from_pretrained(folder)  # transformers types `generate` too loosely to call
     model.eval()
     batch = tokenizer(list(prompts), return_tensors="pt", padding=True)
     with torch.inference_mode():

@@ -6,16 +6,14 @@ The same answers as `stillhouse.fixtures.FixtureTeacher`, through the whole serv
 from __future__ import annotations
 
 from collections.abc import Sequence as SequenceOf
-from itertools import accumulate
 
 import torch
 from torch import Tensor
 
 from stillhouse.fingerprint import fingerprint, tokens_fingerprint
+from stillhouse.fixtures import PREFERRED_LOGIT, preferred_tokens
 from stillhouse.request import Sequence
 from teacher_service.backends.base import BackendDescription, HiddenRows, TeacherBackend
-
-PREFERRED_LOGIT = 10.0
 
 _MAX_SEQUENCE_TOKENS = 2**20
 
@@ -46,17 +44,9 @@ class FixtureBackend(TeacherBackend):
 
     def forward(self, sequences: SequenceOf[Sequence]) -> HiddenRows:
         """Return, for each position, the token that it prefers: `[P, 1]`, int64."""
-        return HiddenRows(tuple(_preferred(sequence) for sequence in sequences), padding_tokens=0)
+        return HiddenRows(tuple(preferred_tokens(sequence).unsqueeze(1) for sequence in sequences), padding_tokens=0)
 
     def head(self, hidden_rows: Tensor) -> Tensor:
         """Return `[p, V]` float32 with the preferred tokens raised."""
         logits = torch.zeros(len(hidden_rows), self._vocabulary_size)
         return logits.scatter_(1, hidden_rows, PREFERRED_LOGIT)
-
-
-def _preferred(sequence: Sequence) -> Tensor:
-    ids = sequence.token_ids
-    following = torch.tensor([*ids[1:], ids[-1]], dtype=torch.int64)
-    for end in accumulate(sequence.segment_lengths):
-        following[end - 1] = ids[end - 1]
-    return following[list(sequence.position_indices())].unsqueeze(1)

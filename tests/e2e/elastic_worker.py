@@ -65,12 +65,12 @@ class State:
             generator = torch.Generator().manual_seed(sample)
             inputs = torch.randn(16, generator=generator)
             total = total + ((self.model(inputs) - torch.sin(3 * inputs)) ** 2).mean() / BATCH
-        total.backward()
+        torch.autograd.backward(total)
         return torch.cat([p.grad.reshape(-1) for p in self.parameters if p.grad is not None]), total.item()
 
     def move(self, gradient: Tensor) -> None:
         sizes = [p.numel() for p in self.parameters]
-        for parameter, part in zip(self.parameters, gradient.split(sizes), strict=True):
+        for parameter, part in zip(self.parameters, torch.split(gradient, sizes), strict=True):
             parameter.grad = part.view_as(parameter).clone()
         self.optimizer.step()
 

@@ -1,4 +1,4 @@
-"""How the service logs: events as JSON lines, or readable on a terminal; always to stderr.
+"""How a service logs: events as JSON lines, or readable on a terminal; always to stderr.
 
 Lines of other libraries (uvicorn, transformers) go the same way. For a whole process, set once by its entry point.
 """
@@ -11,9 +11,12 @@ from typing import Literal
 
 import structlog
 
+LogFormat = Literal["auto", "json", "text"]
+"""`auto` is text on a terminal, JSON elsewhere."""
 
-def configure_logging(level: str, log_format: Literal["auto", "json", "text"]) -> None:
-    """Send structlog's events and the standard library's records to stderr."""
+
+def configure_logging(level: str = "info", log_format: LogFormat = "auto", **context: object) -> None:
+    """Send structlog's events and the standard library's records to stderr; `context` stands in every line."""
     as_text = log_format == "text" or (log_format == "auto" and sys.stderr.isatty())
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
@@ -47,5 +50,6 @@ def configure_logging(level: str, log_format: Literal["auto", "json", "text"]) -
     root.handlers = [handler]
     root.setLevel(level.upper())
     # Each says at INFO what our own events say already.
-    for name in ("uvicorn", "httpx", "filelock", "asyncio"):
+    for name in ("uvicorn", "httpx", "filelock", "asyncio", "torchft", "torch"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    structlog.contextvars.bind_contextvars(**context)
