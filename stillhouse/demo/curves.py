@@ -39,12 +39,16 @@ def _picture(draw: Any, title: str, ylabel: str) -> str:
 
 def loss_curve(steps: Sequence[Record], evaluations: Sequence[Record]) -> str:
     """Training KL by step as a line, held-out KL as points. Nats."""
+    from matplotlib.ticker import LogLocator, NullLocator, ScalarFormatter
 
     def draw(axes: Axes) -> None:
         axes.plot([r["step"] for r in steps], [r["kl"] for r in steps], color=COPPER, label="training")
         axes.plot([r["step"] for r in evaluations], [r["kl"] for r in evaluations], "o", color=SLATE, label="held-out")
         axes.set_xlabel("step")
         axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.yaxis.set_major_formatter(ScalarFormatter())
+        axes.yaxis.set_minor_locator(NullLocator())
         axes.legend(frameon=False)
 
     return _picture(draw, "KL divergence to the teacher", "nats, log scale")
@@ -85,6 +89,6 @@ def cache_bars(first: tuple[float, float], second: tuple[float, float]) -> str:
         axes.barh(names, computed, color=COPPER, label="computed by the teacher")
         axes.barh(names, cached, left=computed, color=SLATE, label="answered by the cache")
         axes.set_xlabel("sequences")
-        axes.legend(frameon=False)
+        axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
 
-    return _picture(draw, "Who answered", "")
+    return _picture(draw, "", "")

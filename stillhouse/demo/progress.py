@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass, field
+from statistics import median
 from types import TracebackType
 from typing import Any, Self
 
@@ -12,6 +14,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from stillhouse.demo.measures import TeacherCounters
 
 STEPS_PER_PLAIN_LINE = 10
+SPEEDS_REMEMBERED = 9
+"""The median of so many steps is shown: a step with an evaluation in it says little of the speed."""
 
 
 @dataclass(slots=True)
@@ -21,6 +25,7 @@ class PassProgress:
     console: Console
     title: str
     total_steps: int
+    _speeds: deque[float] = field(default_factory=lambda: deque(maxlen=SPEEDS_REMEMBERED))
     _bar: Progress = field(init=False)
     _task: Any = field(init=False)
 
@@ -38,8 +43,9 @@ class PassProgress:
 
     def update(self, record: dict[str, Any], counters: TeacherCounters) -> None:
         """Show one step's record and what the teacher has counted in this pass."""
+        self._speeds.append(record["tokens_per_second"])
         figures = (
-            f"loss {record['loss']:.3f}  KL {record['kl']:.3f}  {record['tokens_per_second']:.0f} tokens/s  "
+            f"loss {record['loss']:.3f}  KL {record['kl']:.3f}  {median(self._speeds):.0f} tokens/s  "
             f"cache {counters.cache_hits:.0f} of {counters.cache_hits + counters.cache_misses:.0f}"
         )
         self._bar.update(self._task, completed=record["step"], figures=figures)

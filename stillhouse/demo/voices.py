@@ -18,6 +18,9 @@ def continue_prompts(folder: Path, prompts: Sequence[str] = PROMPTS, new_tokens:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    from stillhouse.models import silence_transformers
+
+    silence_transformers()
     tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -26,5 +29,6 @@ def continue_prompts(folder: Path, prompts: Sequence[str] = PROMPTS, new_tokens:
     batch = tokenizer(list(prompts), return_tensors="pt", padding=True)
     with torch.inference_mode():
         ids = model.generate(**batch, max_new_tokens=new_tokens, do_sample=False, pad_token_id=tokenizer.pad_token_id)
-    texts: list[str] = tokenizer.batch_decode(ids[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
-    return texts
+    texts = tokenizer.batch_decode(ids[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
+    # One line each: small models like blank lines.
+    return [" ".join(text.split()) for text in texts]

@@ -17,7 +17,7 @@ from stillhouse.payloads import OutputHead, Payload
 def kd_loss_and_gradient(
     student_logits: Tensor,
     teacher: Payload | Tensor,
-    labels: checks.Labels,
+    labels: checks.Labels = None,
     *,
     temperature: float,
     alpha: float,
@@ -72,7 +72,7 @@ def kd_loss_and_gradient(
 def kd_logit_gradient(
     student_logits: Tensor,
     teacher: Payload | Tensor,
-    labels: checks.Labels,
+    labels: checks.Labels = None,
     *,
     temperature: float,
     alpha: float,
@@ -98,7 +98,7 @@ def kd_logit_gradient(
 def kd_loss(
     student_logits: Tensor,
     teacher: Payload | Tensor,
-    labels: checks.Labels,
+    labels: checks.Labels = None,
     *,
     temperature: float,
     alpha: float,

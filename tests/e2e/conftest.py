@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +25,11 @@ ENVIRONMENT = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 Train = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
-@pytest.fixture(scope="session")
-def teacher(tiny_llama_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """The addresses of a teacher service with a cache, in a process of its own; the session's tests share it."""
-    folder = tmp_path_factory.mktemp("teacher")
+@contextmanager
+def serving(folder: Path, *flags: str) -> Iterator[dict[str, str]]:
+    """A teacher service in a process of its own, on free ports; yields its addresses."""
     ready = folder / "ready.json"
-    argv = [sys.executable, "-m", "teacher_service", "serve", "--backend", "transformers"]
-    argv += ["--model", str(tiny_llama_folder), "--device", "cpu", "--dtype", "float32"]
+    argv = [sys.executable, "-m", "teacher_service", "serve", *flags]
     argv += ["--grpc-port", "0", "--http-port", "0", "--ready-file", str(ready)]
     with Child("teacher", argv, folder / "teacher.log", ENVIRONMENT) as child:
         deadline = time.monotonic() + READY_SECONDS
@@ -39,6 +38,14 @@ def teacher(tiny_llama_folder: Path, tmp_path_factory: pytest.TempPathFactory) -
             assert time.monotonic() < deadline, child.tail()
             time.sleep(0.05)
         yield json.loads(ready.read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="session")
+def teacher(tiny_llama_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """The addresses of a teacher with a tiny random model and a cache; the session's tests share it."""
+    model = ("--backend", "transformers", "--model", str(tiny_llama_folder), "--device", "cpu", "--dtype", "float32")
+    with serving(tmp_path_factory.mktemp("teacher"), *model) as addresses:
+        yield addresses
 
 
 @pytest.fixture(scope="session")
