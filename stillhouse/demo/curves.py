@@ -42,7 +42,7 @@ def loss_curve(steps: Sequence[Record], evaluations: Sequence[Record]) -> str:
     from matplotlib.ticker import LogLocator, NullLocator, ScalarFormatter
 
     def draw(axes: Axes) -> None:
-        axes.plot([r["step"] for r in steps], [r["kl"] for r in steps], color=COPPER, label="training")
+        axes.plot([r["step"] for r in steps], [r["kl"] for r in steps], color=COPPER, label="training, top-k bound")
         axes.plot([r["step"] for r in evaluations], [r["kl"] for r in evaluations], "o", color=SLATE, label="held-out")
         axes.set_xlabel("step")
         axes.set_yscale("log")
