@@ -144,7 +144,7 @@ def latest_checkpoint(output_dir: Path) -> Path | None:
     """Return the newest checkpoint, None if there is none. Checks that its files are there and of the right size.
 
     Raises:
-        CheckpointError: If the newest is damaged; the message names the newest sound one, to be chosen by hand.
+        CheckpointError: If the newest is damaged; the message names the newest sound one.
     """
     newest_first = checkpoints(output_dir)[::-1]
     if not newest_first:
@@ -153,7 +153,7 @@ def latest_checkpoint(output_dir: Path) -> Path | None:
         _check_sizes(newest_first[0])
     except CheckpointError as error:
         sound = next((str(path) for path in newest_first[1:] if _is_sound(path)), None)
-        choice = f"resume from {sound} by naming it" if sound else "there is no sound one; start anew"
+        choice = f"remove {newest_first[0]} and resume from {sound}" if sound else "there is no sound one; start anew"
         raise CheckpointError(f"the newest checkpoint is damaged: {error}. To go on, {choice}") from error
     return newest_first[0]
 
@@ -169,7 +169,7 @@ def prune_checkpoints(output_dir: Path, keep_last: int, keep_steps: Iterable[int
             shutil.rmtree(folder, ignore_errors=True)
 
 
-_REMEDY = "resume from an older checkpoint by naming it"
+_REMEDY = "remove its folder to resume from the checkpoint before it"
 
 
 def _refuse_useless(step: int, tensors: Mapping[str, Tensor]) -> None:

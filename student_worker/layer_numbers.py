@@ -8,6 +8,9 @@ from itertools import pairwise
 
 from stillhouse.errors import ConfigurationError
 
+MAX_LAYER = 100_000
+"""No model has so many; a mistyped range must not fill the memory before the model could refuse it."""
+
 _RANGE = re.compile(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?")
 
 
@@ -15,7 +18,7 @@ def parse_layers(text: str) -> tuple[int, ...]:
     """Read layer numbers such as `0-9,11,13-29` (ranges include both ends).
 
     Raises:
-        ConfigurationError: not of that form, or not strictly increasing.
+        ConfigurationError: not of that form, not strictly increasing, or numbers that no model has.
     """
     layers: list[int] = []
     for part in text.split(","):
@@ -28,6 +31,8 @@ def parse_layers(text: str) -> tuple[int, ...]:
         last = int(match[2]) if match[2] else first
         if last < first:
             raise ConfigurationError(f"keep_layers: the range {part.strip()!r} runs backwards; write {last}-{first}")
+        if last > MAX_LAYER:
+            raise ConfigurationError(f"keep_layers: {part.strip()!r} names a layer above {MAX_LAYER}; mistyped?")
         layers.extend(range(first, last + 1))
     return check_layers(layers)
 

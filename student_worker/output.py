@@ -60,10 +60,19 @@ def claim(recipe: Recipe, identity: dict[str, str]) -> None:
     try:
         recipe.output_dir.mkdir(parents=True, exist_ok=True)
         if path.exists():
-            _check_same(json.loads(path.read_text(encoding="utf-8")).get("identity", {}), identity, recipe.output_dir)
+            _check_same(_read_identity(path), identity, recipe.output_dir)
         write_whole(path, json.dumps({"identity": identity, "version": __version__}, indent=2) + "\n")
     except OSError as error:
         raise ConfigurationError(f"output_dir {str(recipe.output_dir)!r} cannot be written: {error}") from error
+
+
+def _read_identity(path: Path) -> dict[str, str]:
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8"))["identity"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigurationError(
+            f"{path} does not say whose run this is: {error}; remove it to go on with the folder, or name another"
+        ) from error
 
 
 def _check_same(theirs: dict[str, str], ours: dict[str, str], folder: Path) -> None:

@@ -119,6 +119,8 @@ def _suggestion(place: list[str]) -> str:
     siblings = [key.path[-1] for key in keys().values() if list(key.path[:-1]) == place[:-1]]
     everywhere = {key.path[-1]: ".".join(key.path) for key in keys().values()}
     near = difflib.get_close_matches(place[-1], siblings, n=1)
+    if near == place[-1:]:
+        return f"; this kind of {place[0]} has none, drop it or name another kind"
     if near:
         return f"; did you mean {'.'.join([*place[:-1], near[0]])}?"
     if place[-1] in everywhere:

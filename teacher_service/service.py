@@ -220,6 +220,8 @@ def run(settings: TeacherSettings) -> int:
     configure_logging(settings.log_level, settings.log_format)
     if settings.ready_file is not None and not settings.ready_file.parent.is_dir():
         raise ConfigurationError(f"ready_file: the folder {settings.ready_file.parent} does not exist; make it first")
+    if settings.ready_file is not None and settings.ready_file.is_dir():
+        raise ConfigurationError(f"ready_file: {settings.ready_file} is a folder; name a file, which is written there")
     executor = ThreadPoolExecutor(1, thread_name_prefix="model")
     try:
         with _redis_url(settings) as redis_url:

@@ -12,8 +12,8 @@ def demo(
     output_dir: Annotated[
         Path, typer.Option(help="Where the run, the student and the report go; an earlier demo there is replaced.")
     ] = Path("runs/demo"),
-    steps: Annotated[int, typer.Option(min=10, help="Optimiser steps of the first pass.")] = 50,
-    second_pass_steps: Annotated[int, typer.Option(min=1, help="Steps of the pass that the cache answers.")] = 10,
+    steps: Annotated[int, typer.Option(min=10, help="Optimiser steps of the first pass.")] = 40,
+    second_pass_steps: Annotated[int, typer.Option(min=1, help="Steps of the pass that the cache answers.")] = 8,
     workers: Annotated[int, typer.Option(min=1, max=8, help="Student workers.")] = 2,
     teacher: Annotated[
         str, typer.Option(help="The teacher: smollm2 (from its PyPI wheel), a folder, a .gguf file or a hub name.")

@@ -148,6 +148,9 @@ def _train(
     argv += ["--micro-shards", str(_micro_shards(settings.workers)), "--temperature", "1", "--alpha", "0"]
     argv += ["--learning-rate", str(LEARNING_RATE), "--warmup-steps", "5", "--save-steps", str(steps)]
     argv += ["--eval-steps", str(STEPS_PER_EVALUATION) if is_first else "0", "--eval-encoding", "dense:f16"]
+    if settings.teacher == "smollm2":
+        # The licence of the weights and of the text (Python's documentation) that the student comes from.
+        argv += ["--license", "apache-2.0 (weights), PSF-2.0 (text)"]
     if is_first:
         argv.append("--export-initial")
     before = read_teacher(address["http"])

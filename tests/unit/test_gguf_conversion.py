@@ -78,3 +78,12 @@ def test_a_cache_that_cannot_be_written_is_one_clear_error(file: Path, tmp_path:
     blocked.write_text("a file, where a folder is needed")
     with pytest.raises(ConfigurationError, match="cannot be converted into"):
         convert_gguf(file, blocked)
+
+
+@pytest.mark.parametrize("content", [b"GGUF", b"GGUF\n", b"GGUF" + b"\xff" * 64, b"GGUF\x03" + b"\0" * 40])
+def test_a_damaged_file_is_refused_by_name_and_leaves_nothing(tmp_path: Path, content: bytes) -> None:
+    file = tmp_path / "damaged.gguf"
+    file.write_bytes(content)
+    with pytest.raises(ConfigurationError, match=r"damaged\.gguf"):
+        convert_gguf(file, tmp_path / "cache")
+    assert not [path for path in (tmp_path / "cache" / "models").iterdir() if path.suffix != ".lock"]

@@ -118,7 +118,7 @@ def test_a_damaged_newest_is_said_and_the_sound_one_named_not_taken(tmp_path: Pa
     sound = save_checkpoint(tmp_path, 1, tensors, {})
     newest = save_checkpoint(tmp_path, 2, tensors, {}) / TENSORS_FILE
     newest.write_bytes(newest.read_bytes()[:-1])
-    with pytest.raises(CheckpointError, match=f"{newest} has .* resume from {sound} by naming it"):
+    with pytest.raises(CheckpointError, match=f"{newest} has .* remove .*checkpoint-.* and resume from {sound}"):
         latest_checkpoint(tmp_path)
 
 

@@ -39,6 +39,13 @@ def test_a_folder_of_another_run_is_refused_by_what_differs(tmp_path: Path) -> N
         claim(recipe(tmp_path, resume=True), {**IDENTITY, "data": "other"})
 
 
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"identity": 3}', b"\xff".decode("latin-1")])
+def test_a_damaged_run_file_is_said_and_not_believed(tmp_path: Path, content: str) -> None:
+    (tmp_path / "run.json").write_text(content, encoding="latin-1")
+    with pytest.raises(ConfigurationError, match=r"run\.json does not say whose run this is.*remove it"):
+        claim(recipe(tmp_path, resume=True), IDENTITY)
+
+
 def test_a_file_in_the_folders_place_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigurationError, match="no folder"):
