@@ -29,6 +29,7 @@ from stillhouse.processes import Child
 MARKER = ".stillhouse-demo"
 """Stands in a folder that the demonstration made, and may therefore replace."""
 
+CONVERSION_SECONDS = 600.0
 TEACHER_READY_SECONDS = 300.0
 PASS_SECONDS = 3600.0
 POLL_SECONDS = 0.25
@@ -77,7 +78,7 @@ def run_demo(settings: DemoSettings) -> None:
     folder = _fresh_folder(settings.output_dir)
     memory = MemoryPeak()
     with ExitStack() as parts:
-        teacher_folder = _teacher_folder(settings.teacher, console)
+        teacher_folder = _teacher_folder(settings, folder, console)
         address = _start_teacher(settings, folder, parts, console)
         first = _train(settings, folder, "first", settings.steps, address, memory, console)
         second = _train(settings, folder, "second", settings.second_pass_steps, address, memory, console)
@@ -106,11 +107,17 @@ def _fresh_folder(folder: Path) -> Path:
     return folder.resolve()
 
 
-def _teacher_folder(teacher: str, console: Console) -> Path:
+def _teacher_folder(settings: DemoSettings, folder: Path, console: Console) -> Path:
     from stillhouse.models import resolve_model
 
-    console.print(f"Teacher: {teacher} (a GGUF file is converted once; that takes about 20 seconds)")
-    return Path(resolve_model(teacher))
+    console.print(f"Teacher: {settings.teacher} (a GGUF file is converted once; that takes about 20 seconds)")
+    # First in a process of its own, since a conversion leaves a gigabyte behind in the one that makes it. Whether it
+    # went well is asked here: then nothing is left to do, and otherwise the same error comes again and is told.
+    resolve = "import sys; from stillhouse.models import resolve_model; resolve_model(sys.argv[1])"
+    argv = [sys.executable, "-c", resolve, settings.teacher]
+    with Child("conversion", argv, folder / "logs" / "conversion.log") as child:
+        child.wait(CONVERSION_SECONDS)
+    return resolve_model(settings.teacher)
 
 
 def _start_teacher(settings: DemoSettings, folder: Path, parts: ExitStack, console: Console) -> dict[str, str]:
