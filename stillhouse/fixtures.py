@@ -145,12 +145,14 @@ class FixtureStudent(StudentLogitsProvider):
                     f"a gradient row must have {self.vocabulary_size} values; got shape {tuple(block.shape)}"
                 )
         rows = torch.cat([block.reshape(-1, self.vocabulary_size) for block in blocks])
+        if len(rows) == 0:
+            return
         if self._computed_rows not in (None, len(rows)):
             raise ValueError(f"gradients must have the {self._computed_rows} rows computed last; got {len(rows)}")
         if not bool(rows.isfinite().all()):
             raise ValueError("gradients must be finite; got a NaN or an infinity")
         divisor = len(rows) if num_valid is None else num_valid
-        if divisor < 1:
+        if not divisor >= 1:  # so that a NaN is refused too
             raise ValueError(f"num_valid must be at least 1; got {divisor}")
         self.row = self.row - self.learning_rate * rows.to(torch.float32).sum(0) / divisor
 

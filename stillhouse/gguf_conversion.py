@@ -37,6 +37,7 @@ def convert_gguf(file: Path, cache_dir: Path | None = None) -> Path:
         ConfigurationError: the file is no GGUF file that `transformers` can read, or the cache cannot be written.
     """
     from filelock import FileLock, Timeout
+    from safetensors import SafetensorError
 
     models = (cache_dir or _default_cache_dir()) / "models"
     try:
@@ -57,7 +58,7 @@ def convert_gguf(file: Path, cache_dir: Path | None = None) -> Path:
             f"model {str(file)!r}: another process has been converting it for {LOCK_TIMEOUT_SECONDS:.0f} s; "
             f"end it and remove {folder}.lock"
         ) from error
-    except OSError as error:
+    except (OSError, SafetensorError) as error:  # a full disk is the latter
         raise ConfigurationError(f"model {str(file)!r} cannot be converted into {models}: {error}") from error
     return folder
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from stillhouse.errors import CheckpointError
 from stillhouse.version import __version__
@@ -45,8 +46,10 @@ def export_folder(folder: Path, model: Any, tokenizer: Any | None, dtype: torch.
             _replace(aside, folder)
         finally:
             shutil.rmtree(aside, ignore_errors=True)
-    except OSError as error:
-        raise CheckpointError(f"{folder}: the export could not be written: {error}") from error
+    except (OSError, SafetensorError) as error:  # a full disk is the latter
+        raise CheckpointError(
+            f"{folder}: the export could not be written: {error}. Free space there and resume from the checkpoint"
+        ) from error
 
 
 def _replace(aside: Path, folder: Path) -> None:

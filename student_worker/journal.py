@@ -13,6 +13,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from stillhouse.errors import CheckpointError
+
 METRICS_FILE = "metrics.jsonl"
 RESULT_FILE = "result.json"
 
@@ -29,13 +31,20 @@ class Journal:
         self._has_written = False
 
     def write(self, event: str, *, step: int, **fields: Any) -> None:
-        """Append one line; a number that is not finite, which JSON has no word for, becomes null."""
+        """Append one line; a number that is not finite, which JSON has no word for, becomes null.
+
+        Raises:
+            CheckpointError: it could not be written.
+        """
         if not self._has_written:
             self._drop_from(step)
             self._has_written = True
         line = json.dumps({"event": event, "step": step, **{key: _finite(value) for key, value in fields.items()}})
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(line + "\n")
+        except OSError as error:
+            raise _not_written(self.path, error) from error
 
     def read(self) -> list[dict[str, Any]]:
         """Return what is there, without a line that a kill cut short."""
@@ -59,10 +68,25 @@ def write_result(output_dir: Path, result: dict[str, Any]) -> None:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Replace a small text file, complete or not at all."""
+    """Replace a small text file, complete or not at all.
+
+    Raises:
+        CheckpointError: it could not be written.
+    """
     aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_text(text, encoding="utf-8")
-    aside.replace(path)
+    try:
+        aside.write_text(text, encoding="utf-8")
+        aside.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            aside.unlink()
+        raise _not_written(path, error) from error
+
+
+def _not_written(path: Path, error: OSError) -> CheckpointError:
+    return CheckpointError(
+        f"{path} could not be written: {error.strerror or error}. Free space there and resume, or name another folder"
+    )
 
 
 def _finite(value: Any) -> Any:

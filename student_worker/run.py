@@ -141,7 +141,7 @@ class _Run:
             _log.warning("starting_without_all_workers", expected=recipe.local_workers)
         try:
             outcome = trainer.run()
-        except (Interrupted, GuardError, TeacherError):
+        except (GuardError, TeacherError):
             if trainer.outcome.is_first:
                 self._save(state)
             raise

@@ -24,7 +24,7 @@ from student_worker.group import Group, Membership
 from student_worker.journal import Journal
 from student_worker.metrics import WorkerMetrics
 from student_worker.optimizer import StudentOptimizer
-from student_worker.prefetch import Key, Prefetcher
+from student_worker.prefetch import Interrupted, Key, Prefetcher
 from student_worker.reduction import GradientSum
 from student_worker.schedule import Schedule
 from student_worker.shard_step import Objective, ShardLoss, backward, shard_seed
@@ -110,18 +110,22 @@ class Trainer:
     def run(self) -> Outcome:
         """Train to the end, or until `stopping` is set; then the step under way is finished first.
 
+        A wait for the teacher ends there too; the last committed step stands.
+
         Raises:
             GuardError: a loss that is not finite (no weight has moved), or a changed teacher.
-            Interrupted: asked to stop while waiting for the teacher; the last committed step stands.
             TeacherError: the teacher has no answer.
         """
         parts = self._parts
-        if parts.state.step == 0:
-            self._evaluate()
-        while parts.state.step < parts.cadence.max_steps and not parts.stopping.is_set():
-            self._step()
+        try:
+            if parts.state.step == 0:
+                self._evaluate()
+            while parts.state.step < parts.cadence.max_steps and not parts.stopping.is_set():
+                self._step()
+            self.outcome.interrupted = parts.state.step < parts.cadence.max_steps
+        except Interrupted:
+            self.outcome.interrupted = True
         self.outcome.step = parts.state.step
-        self.outcome.interrupted = parts.state.step < parts.cadence.max_steps
         return self.outcome
 
     def _step(self) -> None:

@@ -29,6 +29,12 @@ def check_temperature(temperature: float) -> float:
     return float(temperature)
 
 
+def check_vocabulary_size(vocabulary_size: int | None) -> None:
+    """Raise ValueError unless it is None or a number of ids."""
+    if vocabulary_size is not None and (isinstance(vocabulary_size, bool) or not vocabulary_size >= 1):
+        raise InvalidRequestError(f"vocabulary_size must be at least 1, or None for all; got {vocabulary_size!r}")
+
+
 def check_alpha(alpha: float) -> float:
     """Return alpha, the weight of cross-entropy (1 - alpha weighs KL), as a float, or raise ValueError."""
     if not _is_number(alpha) or not 0 <= alpha <= 1:

@@ -47,6 +47,7 @@ class Options:
     def __post_init__(self) -> None:
         object.__setattr__(self, "temperature", checks.check_temperature(self.temperature))
         object.__setattr__(self, "alpha", checks.check_alpha(self.alpha))
+        checks.check_vocabulary_size(self.vocabulary_size)
 
 
 @dataclass(frozen=True, slots=True)

@@ -105,6 +105,7 @@ def test_an_empty_gradient_changes_nothing() -> None:
     student = FixtureStudent(2, 1.0)
     student.apply_gradients([])
     student.apply_gradients(torch.empty(0, 2))
+    student.apply_gradients([torch.empty(0, 2), torch.empty(0, 2)])
     assert student.row.tolist() == [1.0, 1.0]
 
 
@@ -125,6 +126,8 @@ def test_a_gradient_that_does_not_fit_changes_nothing(gradient: torch.Tensor, me
         student.apply_gradients([torch.zeros(2), *gradient])
     with pytest.raises(ValueError, match="num_valid must be at least 1"):
         student.apply_gradients(torch.ones(1, 2), num_valid=0)
+    with pytest.raises(ValueError, match="num_valid must be at least 1"):
+        student.apply_gradients(torch.ones(1, 2), num_valid=math.nan)  # type: ignore[arg-type]  # what a mean may give
     assert student.row.tolist() == [1.0, 1.0]
 
 

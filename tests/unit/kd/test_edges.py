@@ -264,3 +264,12 @@ def test_a_teacher_must_answer_one_row_for_each_sequence() -> None:
         kd_step(Eager(V), [[1, 2], [3, 4]], [1, 1], 2.0, 0.5, lambda _: logits(2))
     with pytest.raises(ValueError, match="one entry per sequence, 1; got 2"):
         kd_step(Eager(V), [[1, 2]], [1], 2.0, 0.5, lambda _: logits(1))
+
+
+@pytest.mark.parametrize("size", [0, -1])
+def test_a_named_size_that_is_no_size_is_refused_by_name(size: int) -> None:
+    rows = torch.zeros(2, 5)
+    with pytest.raises(InvalidRequestError, match=f"vocabulary_size must be at least 1.*got {size}"):
+        kd_loss(rows, rows, temperature=1.0, alpha=0.0, vocabulary_size=size)
+    with pytest.raises(InvalidRequestError, match=f"vocabulary_size must be at least 1.*got {size}"):
+        kd_step(FixtureTeacher(5), [[1]], [2], 1.0, 0.5, lambda _: rows[:1], vocabulary_size=size)

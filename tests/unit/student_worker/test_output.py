@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import threading
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from stillhouse.errors import ConfigurationError
+from stillhouse.errors import CheckpointError, ConfigurationError
 from student_worker.journal import Journal, write_result
 from student_worker.output import announce, check_output_dir, claim, read_evaluations, wait_for_siblings
 from student_worker.recipe import Recipe
@@ -92,3 +93,28 @@ def test_a_result_replaces_the_one_before(tmp_path: Path) -> None:
     write_result(tmp_path, {"steps": 2})
     assert json.loads((tmp_path / "result.json").read_text()) == {"steps": 2}
     assert [path.name for path in tmp_path.iterdir()] == ["result.json"]
+
+
+def test_a_full_disk_is_said_with_the_files_name_and_leaves_nothing_aside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_result(tmp_path, {"steps": 1})
+
+    def write_half(path: Path, *_: object, **__: object) -> int:
+        path.touch()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", write_half)
+    with pytest.raises(CheckpointError, match=r"result\.json could not be written: No space left on device.*resume"):
+        write_result(tmp_path, {"steps": 2})
+    assert [path.name for path in tmp_path.iterdir()] == ["result.json"]
+    assert json.loads((tmp_path / "result.json").read_text()) == {"steps": 1}
+
+
+def test_a_full_disk_under_the_journal_is_said_with_its_name(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    journal.write("step", step=1)
+    journal.path.unlink()
+    journal.path.symlink_to("/dev/full")
+    with pytest.raises(CheckpointError, match=r"metrics\.jsonl could not be written: No space left on device"):
+        journal.write("step", step=2)

@@ -18,7 +18,7 @@ from torch.nn import functional
 from stillhouse.data import Order
 from stillhouse.encode import encode_logits
 from stillhouse.encodings import Dense, Encoding, TopK
-from stillhouse.errors import GuardError
+from stillhouse.errors import GuardError, TeacherUnavailableError
 from stillhouse.payloads import DenseLogits
 from stillhouse.providers import Answer, TeacherLogitsProvider
 from stillhouse.request import LogitsRequest, TeacherDescription
@@ -244,6 +244,20 @@ def test_a_run_goes_on_from_a_saved_state_with_the_same_bits(make: Make) -> None
     second._parts.group = SoloGroup(second._parts.state, step=2)
     assert not second.run().interrupted
     assert torch.equal(weights(whole), weights(second))
+
+
+def test_a_run_that_is_stopped_while_it_waits_for_the_teacher_keeps_its_last_step(make: Make) -> None:
+    class GoneAfterTwo(TableTeacher):
+        def answer(self, request: LogitsRequest) -> Answer:
+            if trainer._parts.state.step == 2:
+                trainer._parts.stopping.set()
+                raise TeacherUnavailableError("gone")
+            return super().answer(request)
+
+    trainer = make(teacher=GoneAfterTwo(), micro_shards=1, prefetch_steps=0)
+    outcome = trainer.run()
+    assert (outcome.interrupted, outcome.step) == (True, 2)
+    assert outcome.losses is not None
 
 
 def test_bfloat16_changes_the_low_bits_and_keeps_float32_weights(make: Make) -> None:
