@@ -27,6 +27,9 @@ TYPER_INTERRUPTED = 130
 
 COMMAND_GROUP = "stillhouse.commands"
 
+OUR_PACKAGES = ("stillhouse", "teacher_service", "student_worker")
+EXTRAS = "pip install 'stillhouse[teacher]', 'stillhouse[student]', 'stillhouse[demo]' or 'stillhouse[all]'"
+
 # Newer versions of typer carry a click of their own: the base of its errors is found through one that it exports.
 _UsageError: type[Exception] = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 
@@ -96,6 +99,12 @@ def run(app: typer.Typer, prog_name: str, arguments: list[str] | None = None) ->
     except GuardError as error:
         _complain(error)
         return EXIT_GUARD
+    except ModuleNotFoundError as error:
+        # A verb's own packages are imported when it runs. With ours missing it is a fault, which a trace serves better.
+        if (error.name or "").partition(".")[0] in OUR_PACKAGES:
+            raise
+        _complain(f"{error.name} is not installed; each part has an extra that brings what it needs: {EXTRAS}")
+        return EXIT_WRONG_INPUT
     except (StillhouseError, OSError) as error:
         _complain(error)
         return EXIT_WRONG_INPUT
