@@ -11,6 +11,7 @@ from stillhouse.version import __version__
 from student_worker.elastic import ElasticGroup
 from student_worker.evaluate import Evaluator, row_bytes
 from student_worker.group import Group, SoloGroup
+from student_worker.network import split_address
 from student_worker.optimizer import StudentOptimizer
 from student_worker.prefetch import Key, PatientTeacher, Piece, Prefetcher
 from student_worker.preflight import Ready
@@ -32,12 +33,24 @@ def make_optimizer(recipe: Recipe, ready: Ready) -> StudentOptimizer:
     )
 
 
+def check_group(recipe: Recipe) -> None:
+    """Refuse, before anything is written, what no group could be made of.
+
+    Raises:
+        ConfigurationError: a lighthouse whose address or whose run's token cannot be used.
+    """
+    if recipe.lighthouse is None:
+        return
+    split_address(recipe.lighthouse)
+    if recipe.run_token is None:
+        raise ConfigurationError("run_token is missing: set STUDENT_RUN_TOKEN, the same for every worker of the run")
+
+
 def make_group(recipe: Recipe, state: WorkerState, ready: Ready) -> Group:
     """Return the workers that train together: this one alone, or those that meet at the lighthouse."""
     if recipe.lighthouse is None:
         return SoloGroup(state, step=state.step)
-    if recipe.run_token is None:
-        raise ConfigurationError("run_token is missing: set STUDENT_RUN_TOKEN, the same for every worker of the run")
+    assert recipe.run_token is not None  # noqa: S101 - check_group has seen it
     return ElasticGroup(
         state,
         lighthouse=recipe.lighthouse,

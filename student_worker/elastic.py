@@ -61,6 +61,7 @@ class ElasticGroup(Group):
 
     Raises:
         ConfigurationError: If the lighthouse's address cannot be used.
+        GroupLostError: If nobody answers there; it may come.
     """
 
     def __init__(
@@ -98,26 +99,31 @@ class ElasticGroup(Group):
         self._processes = process_group(torch.device(device), self._timeout)
         # Kept: the store lives as long as this object, and with it the worker's place in the quorum.
         self._store = TCPStore(address, 0, is_master=True, wait_for_workers=False)
-        self._manager = Manager(
-            pg=self._processes,
-            load_state_dict=lambda pair: state.load(*pair),
-            state_dict=state.state,
-            min_replica_size=1,
-            use_async_quorum=False,
-            init_sync=False,
-            timeout=self._timeout,
-            quorum_timeout=timedelta(seconds=quorum_timeout_seconds),
-            connect_timeout=CONNECT_TIMEOUT,
-            rank=0,
-            world_size=1,
-            store_addr=address,
-            store_port=self._store.port,
-            lighthouse_addr=f"http://{host}:{port}",
-            replica_id=worker_id,
-            hostname=address,
-            checkpoint_transport=StateTransport(address, token),
-            quorum_retries=quorum_retries,
-        )
+        try:
+            self._manager = Manager(
+                pg=self._processes,
+                load_state_dict=lambda pair: state.load(*pair),
+                state_dict=state.state,
+                min_replica_size=1,
+                use_async_quorum=False,
+                init_sync=False,
+                timeout=self._timeout,
+                quorum_timeout=timedelta(seconds=quorum_timeout_seconds),
+                connect_timeout=CONNECT_TIMEOUT,
+                rank=0,
+                world_size=1,
+                store_addr=address,
+                store_port=self._store.port,
+                lighthouse_addr=f"http://{host}:{port}",
+                replica_id=worker_id,
+                hostname=address,
+                checkpoint_transport=StateTransport(address, token),
+                quorum_retries=quorum_retries,
+            )
+        except (RuntimeError, TimeoutError) as error:
+            raise GroupLostError(
+                f"lighthouse {host}:{port} cannot be reached: {error}; start it, or name it"
+            ) from error
         self._manager.load_state_dict({"step": step, "batches_committed": 0})
 
     def start_step(self) -> Membership:

@@ -49,6 +49,7 @@ def run(recipe: Recipe) -> int:
         StillhouseError: what stopped the run; the committed steps are in a checkpoint, if there were any.
     """
     check_output_dir(recipe)
+    assemble.check_group(recipe)
     configure_logging(worker=recipe.worker_index)
     silence_transformers()
     stopping = threading.Event()

@@ -15,6 +15,7 @@ from student_worker.journal import Journal, write_result
 from student_worker.output import announce, check_output_dir, claim, read_evaluations, wait_for_siblings
 from student_worker.recipe import Recipe
 from student_worker.recipe_sources import load_recipe
+from student_worker.run import run
 
 IDENTITY = {"recipe": "abc", "data": "def"}
 
@@ -118,3 +119,18 @@ def test_a_full_disk_under_the_journal_is_said_with_its_name(tmp_path: Path) -> 
     journal.path.symlink_to("/dev/full")
     with pytest.raises(CheckpointError, match=r"metrics\.jsonl could not be written: No space left on device"):
         journal.write("step", step=2)
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ({"lighthouse": "127.0.0.1:29510"}, "run_token is missing: set STUDENT_RUN_TOKEN"),
+        ({"lighthouse": "nowhere", "run_token": "t"}, "lighthouse is 'nowhere'; it must be HOST:PORT"),
+    ],
+)
+def test_a_group_that_cannot_be_made_is_refused_before_the_folder_is(
+    tmp_path: Path, flags: dict[str, str], said: str
+) -> None:
+    with pytest.raises(ConfigurationError, match=said):
+        run(recipe(tmp_path / "run", **flags))
+    assert not (tmp_path / "run").exists()
