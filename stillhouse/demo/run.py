@@ -39,6 +39,7 @@ STOP_GRACE_SECONDS = 20.0
 BLOCK_TOKENS = 64
 BATCH_BLOCKS = 8
 HELD_OUT_BLOCKS = 24
+WARMUP_STEPS = 5
 STEPS_PER_EVALUATION = 10
 LEARNING_RATE = 8e-4
 TOP_K = 256
@@ -153,7 +154,14 @@ def _train(
     argv += ["--model", settings.teacher, "--keep-layers", settings.keep_layers]
     argv += ["--max-steps", str(steps), "--global-batch-size", str(BATCH_BLOCKS), "--encoding", f"top_k:{TOP_K}"]
     argv += ["--micro-shards", str(_micro_shards(settings.workers)), "--temperature", "1", "--alpha", "0"]
-    argv += ["--learning-rate", str(LEARNING_RATE), "--warmup-steps", "5", "--save-steps", str(steps)]
+    argv += [
+        "--learning-rate",
+        str(LEARNING_RATE),
+        "--warmup-steps",
+        str(min(WARMUP_STEPS, steps)),
+        "--save-steps",
+        str(steps),
+    ]
     argv += ["--eval-steps", str(STEPS_PER_EVALUATION) if is_first else "0", "--eval-encoding", "dense:f16"]
     if settings.teacher == "smollm2":
         # The licence of the weights and of the text (Python's documentation) that the student comes from.
