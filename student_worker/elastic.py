@@ -80,7 +80,8 @@ class ElasticGroup(Group):
     ) -> None:
         # Both of torchft's halves write several lines for every step; failures are logged here, once.
         os.environ.setdefault("RUST_LOG", "warn")
-        logging.getLogger("torchft").setLevel(logging.CRITICAL)
+        for name in ("torchft", "torchft_quorums", "torchft_commits", "torchft_errors"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
         from torchft import Manager
 
         from student_worker.collectives import Introduction, process_group
