@@ -134,9 +134,20 @@ def _short(value: object) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
+class _OneOfEach(yaml.SafeLoader):
+    """Refuses a key that stands twice: YAML forbids it, and the loader would silently take the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        names = [key.value for key, _ in node.value]
+        for name in names:
+            if names.count(name) > 1:
+                raise yaml.MarkedYAMLError(problem=f"the key {name!r} stands twice", problem_mark=node.start_mark)
+        return dict(super().construct_mapping(node, deep))
+
+
 def _read(file: Path) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        content = yaml.load(file.read_text(encoding="utf-8"), _OneOfEach)  # noqa: S506 - a safe loader, and stricter
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"recipe {str(file)!r} cannot be read: {error}") from error
     except yaml.YAMLError as error:

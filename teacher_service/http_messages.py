@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, StrictInt
 from torch import Tensor
 
 from stillhouse.codec import decode_payload
@@ -40,8 +40,8 @@ class ExplicitPositions(_Strict):
 class SequenceIn(_Strict):
     """One sequence of token ids and what is asked about it."""
 
-    token_ids: list[int]
-    segment_lengths: list[int] = []
+    token_ids: list[StrictInt]
+    segment_lengths: list[StrictInt] = []
     positions: Literal["last", "all"] | FromPosition | ExplicitPositions = "last"
 
     def to_sequence(self, index: int) -> Sequence:
@@ -101,7 +101,7 @@ class CandidatesIn(_Strict):
     """Logits at named ids."""
 
     kind: Literal["candidates"]
-    token_ids: list[int]
+    token_ids: list[StrictInt]
     value_type: Literal["float32", "float16"] = "float32"
 
 

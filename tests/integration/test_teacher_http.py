@@ -86,6 +86,7 @@ async def test_positions_and_segments_are_read(serve_teacher: ServeTeacher) -> N
             "EncodingNotOfferedError",
             "encoding Hidden is not offered",
         ),
+        ({"sequences": [{"token_ids": [1, True]}]}, 400, "InvalidRequestError", "token_ids"),
         ({"sequences": [], "expected_fingerprint": "x"}, 412, "FingerprintMismatchError", "expected_fingerprint is x"),
         (
             {"sequences": [{"token_ids": [1] * 8000, "positions": "all"}] * 8},

@@ -114,6 +114,17 @@ def test_what_cannot_be_applied_is_refused_by_name(flags: dict[str, str | None],
         load(**flags)
 
 
+@pytest.mark.parametrize(
+    ("content", "key"),
+    [("max_steps: 5\nseed: 1\nmax_steps: 7\n", "max_steps"), ("data:\n  sources: [a]\n  sources: [b]\n", "sources")],
+)
+def test_a_key_that_stands_twice_is_refused(tmp_path: Path, content: str, key: str) -> None:
+    file = tmp_path / "recipe.yaml"
+    file.write_text(content)
+    with pytest.raises(ConfigurationError, match=f"'{key}' stands twice"):
+        load_recipe(file, FLAGS, {})
+
+
 @pytest.mark.parametrize("content", ["[1, 2]", "a: [", "data: notes.txt", "student: fixture"])
 def test_a_file_that_is_no_recipe_is_refused(tmp_path: Path, content: str) -> None:
     file = tmp_path / "recipe.yaml"
