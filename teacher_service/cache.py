@@ -7,7 +7,7 @@ several failures the cache is left alone for a while. Knows nothing of requests,
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from collections.abc import Sequence as SequenceOf
 from typing import Any, TypeVar
 
@@ -20,6 +20,7 @@ from redis.exceptions import RedisError, ResponseError
 from stillhouse.errors import ConfigurationError
 from teacher_service.circuit_breaker import CircuitBreaker
 from teacher_service.metrics import Metrics
+from teacher_service.runs import runs_within
 
 # A network or a Redis slower than this is no help: at 200 MB/s a 4 MB payload takes as long as the wait for it.
 _LEAST_BYTES_PER_SECOND = 200e6
@@ -76,7 +77,7 @@ class AnswerCache:
     async def get_many(self, keys: SequenceOf[bytes], sizes: SequenceOf[int]) -> list[bytes | None] | None:
         """Look keys up, whose values have about these sizes in bytes; None in place of the list when Redis failed."""
         values: list[bytes | None] = []
-        for group in _groups(sizes):
+        for group in runs_within(sizes, _GROUP_BYTES):
             found = await self._guarded("get", self._get_group, keys[group], sizes[group])
             if found is None:
                 return None
@@ -88,7 +89,7 @@ class AnswerCache:
         kept = [(key, value) for key, value in items if len(value) <= self._max_value_bytes]
         self._metrics.cache_writes.labels("too_large").inc(len(items) - len(kept))
         sizes = [len(value) for _, value in kept]
-        for group in _groups(sizes):
+        for group in runs_within(sizes, _GROUP_BYTES):
             results = await self._guarded("set", self._set_group, kept[group], sizes[group])
             stored = sum(result is True for result in results or ())
             self._metrics.cache_writes.labels("stored").inc(stored)
@@ -166,15 +167,3 @@ async def _within(call: Awaitable[T], seconds: float) -> T:
         if not task.done():
             task.cancel()
             await asyncio.wait({task})
-
-
-def _groups(sizes: SequenceOf[int]) -> Iterator[slice]:
-    """Yield runs of neighbours of about the group size together."""
-    start = total = 0
-    for index, size in enumerate(sizes):
-        if index > start and total + size > _GROUP_BYTES:
-            yield slice(start, index)
-            start, total = index, 0
-        total += size
-    if sizes:
-        yield slice(start, len(sizes))

@@ -10,7 +10,6 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 
 import typer
 
-from stillhouse.errors import ConfigurationError
 from teacher_service.settings import ENV_PREFIX, NOT_FLAGS, TeacherSettings, load_settings
 
 app = typer.Typer(
@@ -26,12 +25,8 @@ def _verbs() -> None:
 def _serve(**flags: Any) -> None:
     """Serve a teacher over gRPC and HTTP until SIGTERM or Ctrl-C."""
     settings = load_settings(flags)
-    try:
-        from teacher_service.service import run
-    except ImportError as error:
-        raise ConfigurationError(
-            f"serving a teacher needs packages that are not installed ({error.name}): pip install 'stillhouse[teacher]'"
-        ) from error
+    from teacher_service.service import run
+
     raise typer.Exit(run(settings))
 
 

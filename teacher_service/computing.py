@@ -21,6 +21,7 @@ from stillhouse.errors import StillhouseError, TeacherError, TeacherInternalErro
 from teacher_service.backends import TeacherBackend
 from teacher_service.batching import Computed, Job, Outcome
 from teacher_service.metrics import Metrics
+from teacher_service.runs import runs_within
 
 logger = structlog.get_logger(__name__)
 
@@ -41,7 +42,7 @@ class BatchComputer:
         hidden = self._backend.forward([job.sequence for job in jobs])
         watch = _Watch(time.monotonic() - started)
         encoded: list[bytes | Exception] = []
-        for group in _head_groups([len(rows) for rows in hidden.rows], self._head_chunk_rows):
+        for group in runs_within([len(rows) for rows in hidden.rows], self._head_chunk_rows):
             chunks = self._head_chunks(hidden.rows[group], watch)
             encoded += [_encode(job, part) for job, part in zip(jobs[group], chunks, strict=True)]
         encode_seconds = time.monotonic() - started - watch.seconds
@@ -94,15 +95,3 @@ def _encode(job: Job, row_chunks: Iterator[Tensor]) -> bytes | Exception:
     except (StillhouseError, ValueError):
         logger.exception("encode_failed")
         return TeacherInternalError("the teacher failed to encode this answer; its log says more")
-
-
-def _head_groups(num_rows: SequenceOf[int], chunk_rows: int) -> Iterator[slice]:
-    """Yield runs of neighbours whose rows go through the head at once; a sequence of more rows is alone."""
-    start = total = 0
-    for index, rows in enumerate(num_rows):
-        if index > start and total + rows > chunk_rows:
-            yield slice(start, index)
-            start, total = index, 0
-        total += rows
-    if num_rows:
-        yield slice(start, len(num_rows))
