@@ -102,16 +102,15 @@ def header_of(payload: Payload) -> Header:
             logits = payload.logits
             _expect("logits", logits, (None, None), *_VALUE_TYPES)
             _expect("token_ids", payload.token_ids, tuple(logits.shape), torch.int32)
-            for name in ("log_normalizer", "log_tail_mass", "tempered_log_normalizer", "tempered_log_tail_mass"):
-                _expect(name, getattr(payload, name), (logits.shape[0],), torch.float32)
+            _expect_statistics(payload)
             kind, rows, count = Kind.TOP_K, *logits.shape
         case CandidateLogits():
             logits = payload.logits
             _expect("logits", logits, (None, None), *_VALUE_TYPES)
-            _expect("token_ids", payload.token_ids, (logits.shape[1],), torch.int32)
-            for name in ("log_normalizer", "tempered_log_normalizer"):
-                _expect(name, getattr(payload, name), (logits.shape[0],), torch.float32)
-            kind, rows, count = Kind.CANDIDATES, *logits.shape
+            shared = payload.token_ids.dim() == 1
+            _expect("token_ids", payload.token_ids, tuple(logits.shape)[1 if shared else 0 :], torch.int32)
+            _expect_statistics(payload)
+            kind, rows, count = Kind.CANDIDATES if shared else Kind.POSITION_CANDIDATES, *logits.shape
         case SampledCounts():
             _expect("entropy", payload.entropy, (None,), torch.float32)
             _expect("offsets", payload.offsets, (payload.num_positions + 1,), torch.int64)
@@ -128,12 +127,9 @@ def _tensors(payload: DenseLogits | HiddenStates | TopKLogits | CandidateLogits)
     match payload:
         case DenseLogits(tensor) | HiddenStates(tensor):
             return (tensor,)
-        case TopKLogits():
+        case TopKLogits() | CandidateLogits():
             tempered = (payload.tempered_log_normalizer, payload.tempered_log_tail_mass)
             return (payload.token_ids, payload.log_normalizer, payload.log_tail_mass, *tempered, payload.logits)
-        case CandidateLogits():
-            normalizers = (payload.log_normalizer, payload.tempered_log_normalizer)
-            return (payload.token_ids, *normalizers, payload.logits)
 
 
 class _Reader:
@@ -167,21 +163,13 @@ def _decode_body(header: Header, reader: _Reader, gap_bits: int) -> Payload:
     if header.kind is Kind.HIDDEN:
         return HiddenStates(reader.take(dtype, rows, width))
     # Keyword arguments are evaluated as they stand: in the order of the bytes.
-    if header.kind is Kind.TOP_K:
-        return TopKLogits(
-            token_ids=reader.take(torch.int32, rows, count),
-            log_normalizer=reader.take(*statistics),
-            log_tail_mass=reader.take(*statistics),
-            tempered_log_normalizer=reader.take(*statistics),
-            tempered_log_tail_mass=reader.take(*statistics),
-            logits=reader.take(dtype, rows, count),
-            temperature=header.temperature,
-            vocabulary_size=width,
-        )
-    return CandidateLogits(
-        token_ids=reader.take(torch.int32, count),
+    payload_class = TopKLogits if header.kind is Kind.TOP_K else CandidateLogits
+    return payload_class(
+        token_ids=reader.take(torch.int32, *((count,) if header.kind is Kind.CANDIDATES else (rows, count))),
         log_normalizer=reader.take(*statistics),
+        log_tail_mass=reader.take(*statistics),
         tempered_log_normalizer=reader.take(*statistics),
+        tempered_log_tail_mass=reader.take(*statistics),
         logits=reader.take(dtype, rows, count),
         temperature=header.temperature,
         vocabulary_size=width,
@@ -208,9 +196,11 @@ def _decode_sampled(header: Header, reader: _Reader, gap_bits: int) -> SampledCo
 
 def _check_values(payload: Payload) -> None:
     match payload:
-        case TopKLogits(token_ids=ids, vocabulary_size=n) | CandidateLogits(token_ids=ids, vocabulary_size=n):
+        case TopKLogits(token_ids=ids, vocabulary_size=n):
             _check_ids(ids, n)
-            if ids.dim() == 1 and (ids[1:] <= ids[:-1]).any():
+        case CandidateLogits(token_ids=ids, vocabulary_size=n):
+            _check_ids(ids, n)
+            if (ids.diff(dim=-1) <= 0).any():
                 raise CodecError("the token_ids of candidates must be strictly increasing")
         case SampledCounts():
             _check_sampled(payload)
@@ -253,6 +243,11 @@ def _expect(name: str, tensor: Tensor, shape: tuple[int | None, ...], *dtypes: t
     if not matches or tensor.dtype not in dtypes:
         expected = f"{' or '.join(map(str, dtypes))} {list(shape)}"
         raise CodecError(f"{name} must be {expected}; got {tensor.dtype} {list(tensor.shape)}")
+
+
+def _expect_statistics(payload: TopKLogits | CandidateLogits) -> None:
+    for name in ("log_normalizer", "log_tail_mass", "tempered_log_normalizer", "tempered_log_tail_mass"):
+        _expect(name, getattr(payload, name), (payload.num_positions,), torch.float32)
 
 
 def _require_little_endian() -> None:

@@ -65,6 +65,8 @@ def encode_logits(
             rows = _collect(chunks, columns, lambda x: _top_k(x, k, value_type, temperature), num_positions)
             return TopKLogits(**rows, temperature=float(temperature), vocabulary_size=vocabulary_size)
         case Candidates(token_ids, value_type):
+            if not token_ids:
+                raise EncodingNotOfferedError("candidates that differ from position to position are not offered")
             if token_ids[-1] >= vocabulary_size:
                 raise InvalidRequestError(
                     f"candidates.token_ids must be below the vocabulary size {vocabulary_size}; got {token_ids[-1]}"
@@ -73,7 +75,9 @@ def encode_logits(
             columns = {
                 "logits": _Column((len(token_ids),), DTYPES[value_type]),
                 "log_normalizer": _Column(),
+                "log_tail_mass": _Column(),
                 "tempered_log_normalizer": _Column(),
+                "tempered_log_tail_mass": _Column(),
             }
             rows = _collect(chunks, columns, lambda x: _candidates(x, ids, value_type, temperature), num_positions)
             return CandidateLogits(ids, **rows, temperature=float(temperature), vocabulary_size=vocabulary_size)
@@ -151,11 +155,17 @@ def _cast(values: Tensor, field: str, value_type: ValueType) -> Tensor:
 
 def _top_k(x_PN: Tensor, k: int, value_type: ValueType, temperature: float) -> tuple[Tensor, ...]:
     ids_PK = top_k_ids(x_PN, k)
+    return (ids_PK.int(), *_named(x_PN, ids_PK, "top_k", value_type, temperature))
+
+
+def _named(x_PN: Tensor, ids_PK: Tensor, field: str, value_type: ValueType, temperature: float) -> tuple[Tensor, ...]:
+    """Return the logits at named ids, and the four statistics of head and tail."""
     head_PK = x_PN.gather(1, ids_PK)
     tail_PN = x_PN.float().scatter(1, ids_PK, -math.inf)
-    statistics = _head_and_tail(head_PK.float(), tail_PN, 1.0)
-    tempered = statistics if temperature == 1 else _head_and_tail(head_PK.float(), tail_PN, temperature)
-    return (ids_PK.int(), _cast(head_PK, "top_k", value_type), *statistics, *tempered)
+    largest_P1 = x_PN.float().amax(dim=1, keepdim=True)
+    statistics = _head_and_tail(head_PK.float(), tail_PN, largest_P1, 1.0)
+    tempered = statistics if temperature == 1 else _head_and_tail(head_PK.float(), tail_PN, largest_P1, temperature)
+    return (_cast(head_PK, field, value_type), *statistics, *tempered)
 
 
 def top_k_ids(x_PN: Tensor, k: int) -> Tensor:
@@ -179,12 +189,11 @@ def _lowest_ids_of_the_k_largest(x_PN: Tensor, last_P1: Tensor, k: int) -> Tenso
     return chosen.nonzero()[:, 1].view(-1, k)
 
 
-def _head_and_tail(head_PK: Tensor, tail_PN: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+def _head_and_tail(head_PK: Tensor, tail_PN: Tensor, largest_P1: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """Return log-normaliser and log tail mass at a temperature, each `[P]`.
 
     All logits are taken relative to the largest, so that the mass of a tail keeps its digits beside logits of 1e4.
     """
-    largest_P1 = head_PK[:, :1]
     head = torch.logsumexp((head_PK - largest_P1) / temperature, dim=1)
     tail = torch.logsumexp((tail_PN - largest_P1) / temperature, dim=1)
     relative = torch.logaddexp(head, tail)
@@ -192,6 +201,5 @@ def _head_and_tail(head_PK: Tensor, tail_PN: Tensor, temperature: float) -> tupl
 
 
 def _candidates(x_PN: Tensor, ids: Tensor, value_type: ValueType, temperature: float) -> tuple[Tensor, ...]:
-    logits = _cast(x_PN[:, ids.to(x_PN.device, torch.int64)], "candidates", value_type)
-    x_PN = x_PN.float()
-    return logits, torch.logsumexp(x_PN, dim=1), torch.logsumexp(x_PN / temperature, dim=1)
+    ids_PK = ids.to(x_PN.device, torch.int64).expand(len(x_PN), -1)
+    return _named(x_PN, ids_PK, "candidates", value_type, temperature)

@@ -6,7 +6,9 @@ What comes back in such a form is in `payloads`. Knows nothing of tensors or tra
 from __future__ import annotations
 
 from collections.abc import Iterable
+from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 from stillhouse.errors import InvalidRequestError
@@ -67,22 +69,29 @@ class Sampled:
 
 @dataclass(frozen=True, slots=True)
 class Candidates:
-    """Logits at the ids that the caller names (strictly increasing), and the log-normalisers."""
+    """Logits at the ids that the caller names, and of all other ids their mass.
 
-    token_ids: tuple[int, ...]
+    `token_ids`, strictly increasing, are asked about at every position. Without any, each sequence names those of
+    each of its positions in its `candidate_ids`.
+    """
+
+    token_ids: tuple[int, ...] = ()
     value_type: ValueType = "float32"
 
-    def __init__(self, token_ids: Iterable[int], value_type: ValueType = "float32") -> None:
+    def __init__(self, token_ids: Iterable[int] = (), value_type: ValueType = "float32") -> None:
         object.__setattr__(self, "token_ids", tuple(int(token_id) for token_id in token_ids))
         object.__setattr__(self, "value_type", value_type)
-        if not self.token_ids:
-            raise InvalidRequestError("candidates.token_ids must name at least one id; got none")
-        if self.token_ids[0] < 0 or any(b <= a for a, b in zip(self.token_ids, self.token_ids[1:], strict=False)):
+        if not is_rising(self.token_ids):
             raise InvalidRequestError("candidates.token_ids must be strictly increasing ids from 0 upwards")
         _check_value_type("candidates.value_type", value_type, ("float32", "float16"))
 
 
 Encoding = Dense | Hidden | TopK | Sampled | Candidates
+
+
+def is_rising(ids: SequenceOf[int]) -> bool:
+    """Return whether ids are strictly increasing from 0 upwards, as an encoding names them."""
+    return not ids or (ids[0] >= 0 and all(a < b for a, b in pairwise(ids)))
 
 
 def _check_value_type(field: str, value: object, allowed: tuple[ValueType, ...]) -> None:

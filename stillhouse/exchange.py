@@ -18,7 +18,7 @@ from stillhouse.errors import (
     StreamError,
     TeacherInternalError,
 )
-from stillhouse.payload_header import Header
+from stillhouse.payload_header import Header, expected_headers
 from stillhouse.payloads import CandidateLogits, Payload
 from stillhouse.providers import Answer
 from stillhouse.request import LogitsRequest, TeacherDescription
@@ -56,16 +56,7 @@ def cut(request: LogitsRequest, teacher: TeacherDescription, *, max_answer_bytes
     limits = teacher.limits
     enough = replace(limits, max_sequences=len(request.sequences), max_request_tokens=max(request.num_tokens, 1))
     request.check(replace(teacher, limits=enough))
-    headers = [
-        Header.expected(
-            request.encoding,
-            rows=sequence.num_positions,
-            temperature=request.temperature,
-            vocabulary_size=request.effective_vocabulary_size(teacher.vocabulary_size),
-            hidden_size=teacher.hidden_size,
-        )
-        for sequence in request.sequences
-    ]
+    headers = expected_headers(request, teacher)
     total = sum(header.size_bounds()[1] for header in headers)
     if total > max_answer_bytes:
         raise RequestTooLongError(

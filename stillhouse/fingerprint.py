@@ -19,7 +19,7 @@ from stillhouse.request import Sequence
 
 DIGEST_BYTES = 16
 
-CACHE_KEY_VERSION = 1
+CACHE_KEY_VERSION = 2
 """Part of every cache key: raise it when the meaning of a key or the bytes of a payload change."""
 
 
@@ -80,7 +80,7 @@ def cache_key(
         # One document named by its length is the same request as one not named at all.
         np.asarray(sequence.segment_lengths if len(sequence.segment_lengths) > 1 else (), dtype="<u4").tobytes(),
         _positions_bytes(sequence),
-        *_encoding_fields(encoding, float(temperature), vocabulary_size),
+        *_encoding_fields(encoding, sequence, float(temperature), vocabulary_size),
     )
     return bytes.fromhex(digest)
 
@@ -89,7 +89,9 @@ def _positions_bytes(sequence: Sequence) -> bytes:
     return np.asarray(sequence.position_indices(), dtype="<u4").tobytes()
 
 
-def _encoding_fields(encoding: Encoding, temperature: float, vocabulary_size: int) -> tuple[str | bytes | float, ...]:
+def _encoding_fields(
+    encoding: Encoding, sequence: Sequence, temperature: float, vocabulary_size: int
+) -> tuple[str | bytes | float, ...]:
     match encoding:
         case Dense(value_type):
             return ("dense", value_type, vocabulary_size)
@@ -100,5 +102,6 @@ def _encoding_fields(encoding: Encoding, temperature: float, vocabulary_size: in
         case Sampled(draws, seed):
             return ("sampled", draws, seed, temperature, vocabulary_size)
         case Candidates(token_ids, value_type):
-            ids = np.asarray(token_ids, dtype="<u4").tobytes()
-            return ("candidates", ids, value_type, temperature, vocabulary_size)
+            ids = np.asarray(token_ids or sequence.candidate_ids, dtype="<u4").tobytes()
+            kind = "candidates" if token_ids else "position_candidates"
+            return (kind, ids, value_type, temperature, vocabulary_size)

@@ -6,6 +6,10 @@ other. Knows nothing of channels, servers or payload bytes.
 
 from __future__ import annotations
 
+from collections.abc import Sequence as SequenceOf
+from dataclasses import replace
+from itertools import chain
+
 from stillhouse.encodings import Candidates, Dense, Encoding, Hidden, Sampled, TopK, ValueType
 from stillhouse.errors import InvalidRequestError
 from stillhouse.request import (
@@ -143,7 +147,11 @@ def description_from_proto(message: pb.GetTeacherResponse) -> TeacherDescription
 
 
 def _sequence_to_proto(sequence: Sequence) -> pb.Sequence:
-    message = pb.Sequence(token_ids=sequence.token_ids, segment_lengths=sequence.segment_lengths)
+    message = pb.Sequence(
+        token_ids=sequence.token_ids,
+        segment_lengths=sequence.segment_lengths,
+        candidate_ids=chain.from_iterable(sequence.candidate_ids),
+    )
     match sequence.positions:
         case Last():
             message.last.SetInParent()
@@ -169,9 +177,22 @@ def _sequence_from_proto(index: int, message: pb.Sequence) -> Sequence:
         case _:
             positions = Last()
     try:
-        return Sequence(tuple(message.token_ids), tuple(message.segment_lengths), positions)
+        sequence = Sequence(tuple(message.token_ids), tuple(message.segment_lengths), positions)
+        if not message.candidate_ids:
+            return sequence
+        return replace(sequence, candidate_ids=_candidate_rows(message.candidate_ids, sequence.num_positions))
     except InvalidRequestError as error:
         raise InvalidRequestError(f"sequences[{index}].{error}") from error
+
+
+def _candidate_rows(ids: SequenceOf[int], positions: int) -> tuple[tuple[int, ...], ...]:
+    each, rest = divmod(len(ids), positions)
+    if rest:
+        raise InvalidRequestError(
+            f"candidate_ids must name as many ids for each of the {positions} positions asked for; "
+            f"got {len(ids)} in all"
+        )
+    return tuple(tuple(ids[start : start + each]) for start in range(0, len(ids), each))
 
 
 def _set_encoding(message: pb.LogitsRequest, encoding: Encoding) -> None:

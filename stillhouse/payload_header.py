@@ -17,9 +17,10 @@ import xxhash
 
 from stillhouse.encodings import Candidates, Dense, Encoding, Hidden, Sampled, TopK, ValueType
 from stillhouse.errors import CodecError
+from stillhouse.request import LogitsRequest, Sequence, TeacherDescription
 
 MAGIC = b"SHPL"
-VERSION = 1
+VERSION = 2
 
 # magic, version, kind, value type, gap bits, total bytes, rows, width, count, temperature; then the checksum.
 _FIELDS = struct.Struct("<4sBBBBQQIId")
@@ -39,6 +40,8 @@ class Kind(IntEnum):
     TOP_K = 3
     SAMPLED = 4
     CANDIDATES = 5
+    POSITION_CANDIDATES = 6
+    OUTPUT_HEAD = 7
 
 
 _VALUE_TYPES: tuple[ValueType, ...] = ("float32", "float16", "bfloat16")
@@ -48,6 +51,8 @@ _ALLOWED: dict[Kind, tuple[ValueType | None, ...]] = {
     Kind.TOP_K: ("float32", "float16"),
     Kind.SAMPLED: (None,),
     Kind.CANDIDATES: ("float32", "float16"),
+    Kind.POSITION_CANDIDATES: ("float32", "float16"),
+    Kind.OUTPUT_HEAD: ("float32", "bfloat16"),
 }
 _ITEM_BYTES: dict[ValueType | None, int] = {"float32": 4, "float16": 2, "bfloat16": 2, None: 0}
 
@@ -56,8 +61,9 @@ _ITEM_BYTES: dict[ValueType | None, int] = {"float32": 4, "float16": 2, "bfloat1
 class Header:
     """What a payload holds.
 
-    `rows` is P. `width` is N, or D for HIDDEN. `count` is K for TOP_K and CANDIDATES, the draws for SAMPLED, else 0.
-    `temperature` is 0 where it changes nothing (DENSE and HIDDEN). `value_type` is None for SAMPLED.
+    `rows` is P, or V for OUTPUT_HEAD. `width` is N, or D for HIDDEN and OUTPUT_HEAD. `count` is K for TOP_K and both
+    CANDIDATES, the draws for SAMPLED, 1 for an OUTPUT_HEAD with a bias, else 0. `temperature` is 0 where it changes
+    nothing (DENSE, HIDDEN and OUTPUT_HEAD). `value_type` is None for SAMPLED.
 
     Raises:
         CodecError: fields that no payload has.
@@ -75,8 +81,8 @@ class Header:
             raise CodecError(f"a {self.kind.name} payload cannot hold {self.value_type} values")
         if self.rows < 0 or not 1 <= self.width <= MAX_WIDTH:
             raise CodecError(f"a payload has rows from 0 and a width from 1 to {MAX_WIDTH}; got {self}")
-        if self.kind in (Kind.DENSE, Kind.HIDDEN):
-            if self.count != 0 or self.temperature != 0:
+        if self.kind in (Kind.DENSE, Kind.HIDDEN, Kind.OUTPUT_HEAD):
+            if self.count not in ((0, 1) if self.kind is Kind.OUTPUT_HEAD else (0,)) or self.temperature != 0:
                 raise CodecError(f"a {self.kind.name} payload has neither count nor temperature; got {self}")
             return
         if not (math.isfinite(self.temperature) and self.temperature > 0):
@@ -87,9 +93,10 @@ class Header:
 
     @classmethod
     def expected(
-        cls, encoding: Encoding, *, rows: int, temperature: float, vocabulary_size: int, hidden_size: int = 0
+        cls, encoding: Encoding, sequence: Sequence, *, temperature: float, vocabulary_size: int, hidden_size: int = 0
     ) -> Self:
-        """Return the header of the payload that answers such a request; `vocabulary_size` is the effective N."""
+        """Return the header of the payload that answers one sequence; `vocabulary_size` is the effective N."""
+        rows = sequence.num_positions
         match encoding:
             case Dense(value_type):
                 return cls(Kind.DENSE, value_type, rows, vocabulary_size)
@@ -100,7 +107,9 @@ class Header:
             case Sampled(draws, _):
                 return cls(Kind.SAMPLED, None, rows, vocabulary_size, draws, float(temperature))
             case Candidates(token_ids, value_type):
-                return cls(Kind.CANDIDATES, value_type, rows, vocabulary_size, len(token_ids), float(temperature))
+                kind = Kind.CANDIDATES if token_ids else Kind.POSITION_CANDIDATES
+                count = len(token_ids) or sequence.num_candidates
+                return cls(kind, value_type, rows, vocabulary_size, count, float(temperature))
 
     def size_bounds(self) -> tuple[int, int]:
         """Return the least and the most bytes that such a payload has; they differ for SAMPLED alone."""
@@ -108,10 +117,12 @@ class Header:
         match self.kind:
             case Kind.DENSE | Kind.HIDDEN:
                 body = rows * self.width * item
-            case Kind.TOP_K:
+            case Kind.TOP_K | Kind.POSITION_CANDIDATES:
                 body = rows * (16 + count * (4 + item))
             case Kind.CANDIDATES:
-                body = 4 * count + rows * (8 + count * item)
+                body = 4 * count + rows * (16 + count * item)
+            case Kind.OUTPUT_HEAD:
+                body = 16 + rows * (self.width + count) * item
             case Kind.SAMPLED:
                 fixed = HEADER_BYTES + 4 * rows + (rows * count + 7) // 8
                 # With gap bits to span the width, each gap costs at most those bits and two more.
@@ -127,6 +138,20 @@ class Header:
             MAGIC, VERSION, self.kind, code, gap_bits, total, self.rows, self.width, self.count, self.temperature
         )
         return fields + _CHECKSUM.pack(_checksum(fields, body))
+
+
+def expected_headers(request: LogitsRequest, teacher: TeacherDescription) -> list[Header]:
+    """Return the headers of the payloads that answer a request, one for each sequence."""
+    return [
+        Header.expected(
+            request.encoding,
+            sequence,
+            temperature=request.temperature,
+            vocabulary_size=request.effective_vocabulary_size(teacher.vocabulary_size),
+            hidden_size=teacher.hidden_size,
+        )
+        for sequence in request.sequences
+    ]
 
 
 def read_header(data: memoryview) -> tuple[Header, int]:

@@ -102,16 +102,19 @@ class SampledCounts:
 
 @dataclass(frozen=True, slots=True)
 class CandidateLogits:
-    """Logits at ids that the caller named.
+    """Logits at ids that the caller named, and how much all others weigh.
 
-    `token_ids` is `[K]` int32, rising; `logits` is `[P, K]`, float32 or float16, untempered; `log_normalizer` and
-    `tempered_log_normalizer` are `[P]` float32 over all N ids, of `t` and of `t / temperature`.
+    `token_ids` is int32, rising: `[K]` where the same ids were asked about at every position, `[P, K]` where each
+    had its own. `logits` is `[P, K]`, float32 or float16, untempered. The four statistics are those of `TopKLogits`,
+    their tail being all ids that were not named.
     """
 
     token_ids: Tensor
     logits: Tensor
     log_normalizer: Tensor
+    log_tail_mass: Tensor
     tempered_log_normalizer: Tensor
+    tempered_log_tail_mass: Tensor
     temperature: float
     vocabulary_size: int
 
@@ -123,10 +126,40 @@ class CandidateLogits:
 
 @dataclass(frozen=True, slots=True)
 class OutputHead:
-    """What turns hidden states into logits: `hidden @ weight.T + bias`. `weight` is `[N, D]`, `bias` `[N]` or None."""
+    """What turns hidden states into logits, of any model that `transformers` scores tokens with this way.
+
+        x = (hidden @ weight.T + bias) * scale
+        logits = soft_cap * tanh(x / soft_cap)      (where there is a soft_cap)
+
+    `weight` is `[V, D]`, `bias` `[V]` or None. `scale` is Cohere's `logit_scale`, and one over Granite's
+    `logits_scaling`; `soft_cap` is Gemma's `final_logit_softcapping`. The N leading rows give the N leading logits.
+    """
 
     weight: Tensor
     bias: Tensor | None = None
+    scale: float = 1.0
+    soft_cap: float | None = None
+
+    @property
+    def vocabulary_size(self) -> int:
+        """V."""
+        return self.weight.shape[0]
+
+    @property
+    def hidden_size(self) -> int:
+        """D."""
+        return self.weight.shape[1]
+
+    def logits(self, hidden_rows: Tensor, vocabulary_size: int | None = None) -> Tensor:
+        """Return `[p, N]`, the leading N logits (by default all V) of `[p, D]`, in the weight's dtype and device."""
+        weight_ND = self.weight[:vocabulary_size]
+        bias_N = None if self.bias is None else self.bias[:vocabulary_size].to(weight_ND)
+        logits_PN = torch.nn.functional.linear(hidden_rows.to(weight_ND), weight_ND, bias_N)
+        if self.scale != 1:
+            logits_PN = logits_PN * self.scale
+        if self.soft_cap is not None:
+            logits_PN = self.soft_cap * torch.tanh(logits_PN / self.soft_cap)
+        return logits_PN
 
 
 Payload = DenseLogits | HiddenStates | TopKLogits | SampledCounts | CandidateLogits
@@ -160,7 +193,8 @@ def _joined(first: Payload, name: str, values: list[Any]) -> Any:
         starts = accumulate((int(offsets[-1]) for offsets in values), initial=0)
         shifted = [offsets[1:] + start for offsets, start in zip(values, starts, strict=False)]
         return torch.cat([values[0][:1], *shifted])
-    common = not isinstance(values[0], Tensor) or (isinstance(first, CandidateLogits) and name == "token_ids")
+    is_shared_ids = isinstance(first, CandidateLogits) and name == "token_ids" and first.token_ids.dim() == 1
+    common = not isinstance(values[0], Tensor) or is_shared_ids
     if not common:
         if len({(value.dtype, value.shape[1:]) for value in values}) > 1:
             raise InvalidRequestError(

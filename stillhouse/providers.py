@@ -17,9 +17,9 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from stillhouse.encodings import Dense, Encoding
-from stillhouse.errors import InvalidRequestError
-from stillhouse.payloads import Payload
+from stillhouse.encodings import Dense, Encoding, ValueType
+from stillhouse.errors import EncodingNotOfferedError, InvalidRequestError
+from stillhouse.payloads import OutputHead, Payload
 from stillhouse.request import All, Last, LogitsRequest, Positions, Sequence, TeacherDescription
 
 TokenBatch = SequenceOf[SequenceOf[int]]
@@ -55,6 +55,18 @@ class TeacherLogitsProvider(ABC):
         Raises:
             TeacherError: one of its kinds, when there is no answer.
         """
+
+    def output_head(self, value_type: ValueType | None = None) -> OutputHead:
+        """Return what rebuilds the logits from a `Hidden` answer. May be called often, as `describe`.
+
+        `value_type` is "float32" or "bfloat16"; None is what the teacher computes in.
+
+        Raises:
+            EncodingNotOfferedError: this provider offers no `Hidden`.
+            TeacherError: one of its kinds, when there is no answer.
+        """
+        del value_type
+        raise EncodingNotOfferedError("this provider offers no Hidden answers, and so no output head")
 
     def logits(
         self,

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Literal
 
-from stillhouse.encodings import Candidates, Dense, Encoding, Hidden, Sampled, TopK
+from stillhouse.encodings import Candidates, Dense, Encoding, Hidden, Sampled, TopK, is_rising
 from stillhouse.errors import (
     EncodingNotOfferedError,
     FingerprintMismatchError,
@@ -59,11 +59,14 @@ class Sequence:
 
     `segment_lengths` are the lengths of the documents packed into it; empty means one document. Attention never
     crosses from one to another and positions count from 0 in each. `positions` count over the whole sequence.
+    `candidate_ids` go with `Candidates()`: for each position asked for, as many strictly increasing ids as for every
+    other.
     """
 
     token_ids: tuple[int, ...]
     segment_lengths: tuple[int, ...] = ()
     positions: Positions = field(default_factory=Last)
+    candidate_ids: tuple[tuple[int, ...], ...] = ()
 
     def __post_init__(self) -> None:
         if not self.token_ids:
@@ -79,6 +82,8 @@ class Sequence:
                     f"got {sum(self.segment_lengths)}"
                 )
         self._check_positions()
+        if self.candidate_ids:
+            self._check_candidates()
 
     def _check_positions(self) -> None:
         length = len(self.token_ids)
@@ -99,6 +104,22 @@ class Sequence:
                     )
             case Last() | All():
                 pass
+
+    def _check_candidates(self) -> None:
+        if len(self.candidate_ids) != self.num_positions:
+            raise InvalidRequestError(
+                f"candidate_ids must name the ids of each of the {self.num_positions} positions asked for; "
+                f"got {len(self.candidate_ids)} lists"
+            )
+        if len(set(map(len, self.candidate_ids))) > 1 or not self.candidate_ids[0]:
+            raise InvalidRequestError("candidate_ids must name as many ids for each position, at least one")
+        if not all(map(is_rising, self.candidate_ids)):
+            raise InvalidRequestError("candidate_ids must be strictly increasing from 0 upwards for each position")
+
+    @property
+    def num_candidates(self) -> int:
+        """The number of ids that it names for each position; 0 where it names none."""
+        return len(self.candidate_ids[0]) if self.candidate_ids else 0
 
     def position_indices(self) -> SequenceOf[int]:
         """Return the positions asked for, as increasing indices into the sequence."""
@@ -181,6 +202,13 @@ class LogitsRequest:
             raise InvalidRequestError(f"cache_mode must be use, refresh or bypass; got {self.cache_mode!r}")
         if not isinstance(self.encoding, Encoding):
             raise InvalidRequestError(f"encoding must be one of {Encoding}; got {self.encoding!r}")
+        names_its_own = self.encoding == Candidates((), getattr(self.encoding, "value_type", "float32"))
+        for index, sequence in enumerate(self.sequences):
+            if bool(sequence.candidate_ids) != names_its_own:
+                raise InvalidRequestError(
+                    f"sequences[{index}].candidate_ids must be given with an encoding Candidates that names no "
+                    f"token_ids itself, and with no other; the encoding is {self.encoding!r}"
+                )
 
     @property
     def num_tokens(self) -> int:
@@ -233,10 +261,18 @@ class LogitsRequest:
         match self.encoding:
             case TopK(k=k) if k > shared:
                 raise InvalidRequestError(f"top_k.k must be at most the vocabulary size {shared}; got {k}")
-            case Candidates(token_ids=ids) if ids[-1] >= shared:
+            case Candidates(token_ids=ids) if ids and ids[-1] >= shared:
                 raise InvalidRequestError(
                     f"candidates.token_ids must be below the vocabulary size {shared}; got {ids[-1]}"
                 )
+            case Candidates():
+                for index, sequence in enumerate(self.sequences):
+                    largest = max((ids[-1] for ids in sequence.candidate_ids), default=-1)
+                    if largest >= shared:
+                        raise InvalidRequestError(
+                            f"sequences[{index}].candidate_ids must be below the vocabulary size {shared}; "
+                            f"got {largest}"
+                        )
             case _:
                 pass
 
@@ -254,6 +290,9 @@ class LogitsRequest:
                 _check_limit("sampled.draws", draws, limits.max_draws, "draws")
             case Candidates(token_ids=ids):
                 _check_limit("candidates.token_ids", len(ids), limits.max_candidates, "ids")
+                for index, sequence in enumerate(self.sequences):
+                    name = f"sequences[{index}].candidate_ids"
+                    _check_limit(name, sequence.num_candidates, limits.max_candidates, "ids a position")
             case Dense() | Hidden():
                 pass
 

@@ -38,7 +38,10 @@ def slice_rows(payload: Payload, start: int, stop: int) -> Payload:
         case CandidateLogits():
             return replace(
                 payload,
+                token_ids=payload.token_ids if payload.token_ids.dim() == 1 else payload.token_ids[rows],
                 logits=payload.logits[rows],
                 log_normalizer=payload.log_normalizer[rows],
+                log_tail_mass=payload.log_tail_mass[rows],
                 tempered_log_normalizer=payload.tempered_log_normalizer[rows],
+                tempered_log_tail_mass=payload.tempered_log_tail_mass[rows],
             )

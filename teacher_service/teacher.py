@@ -14,7 +14,7 @@ from stillhouse.codec import verify_payload
 from stillhouse.encodings import Candidates, Dense, TopK
 from stillhouse.errors import CodecError, RequestTooLongError
 from stillhouse.fingerprint import cache_key
-from stillhouse.payload_header import Header
+from stillhouse.payload_header import Header, expected_headers
 from stillhouse.request import LogitsRequest, TeacherDescription
 from stillhouse.version import __version__
 from teacher_service.backends import BackendDescription, TeacherBackend
@@ -78,7 +78,7 @@ class Teacher:
             TeacherError: what it would be answered.
         """
         request.check(self.description)
-        size = sum(header.size_bounds()[1] for header in self._expected_headers(request))
+        size = sum(header.size_bounds()[1] for header in expected_headers(request, self.description))
         if size > self._max_answer_bytes:
             raise RequestTooLongError(
                 f"sequences: their answer would have {size} bytes, over this teacher's limit of "
@@ -93,7 +93,7 @@ class Teacher:
             TeacherError: one of its kinds, when there is no answer.
         """
         self.check(request)
-        headers = self._expected_headers(request)
+        headers = expected_headers(request, self.description)
         keys = [self._key(request, index) for index in range(len(request.sequences))]
         remembered = await self._look_up(request, dict(zip(keys, headers, strict=True)))
         computed = await self._compute_missing(request, keys, remembered)
@@ -120,18 +120,6 @@ class Teacher:
         self._batcher.close()
         self.running.cancel()
         await asyncio.wait({self.running})
-
-    def _expected_headers(self, request: LogitsRequest) -> list[Header]:
-        return [
-            Header.expected(
-                request.encoding,
-                rows=sequence.num_positions,
-                temperature=request.temperature,
-                vocabulary_size=request.effective_vocabulary_size(self.description.vocabulary_size),
-                hidden_size=self.description.hidden_size,
-            )
-            for sequence in request.sequences
-        ]
 
     def _key(self, request: LogitsRequest, index: int) -> bytes:
         return cache_key(

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from stillhouse.fingerprint import backend_fingerprint
+from stillhouse.payloads import OutputHead
 from stillhouse.request import Sequence
 
 
@@ -82,3 +83,11 @@ class TeacherBackend(ABC):
     @abstractmethod
     def head(self, hidden_rows: Tensor) -> Tensor:
         """Turn `[p, D]` of what `forward` gave into logits `[p, V]`, of a floating-point dtype."""
+
+    def output_head(self) -> OutputHead | None:
+        """Return the head with which a caller rebuilds the logits from `forward`'s rows; None offers no HIDDEN.
+
+        Not None only where `OutputHead.logits` gives what `head` gives, but for rounding. Its tensors are the
+        model's own, on its device: they are read, never changed.
+        """
+        return None

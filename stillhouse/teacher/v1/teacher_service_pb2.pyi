@@ -41,7 +41,7 @@ class _EncodingKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Encoding
     ENCODING_KIND_SAMPLED: _EncodingKind.ValueType  # 4
     """Draws from the tempered distribution, as distinct ids and counts."""
     ENCODING_KIND_CANDIDATES: _EncodingKind.ValueType  # 5
-    """Logits at ids that the caller names, and the log-normaliser."""
+    """Logits at ids that the caller names, the log-normaliser and the other ids' mass."""
 
 class EncodingKind(_EncodingKind, metaclass=_EncodingKindEnumTypeWrapper):
     """The forms that an answer can take."""
@@ -57,7 +57,7 @@ ENCODING_KIND_TOP_K: EncodingKind.ValueType  # 3
 ENCODING_KIND_SAMPLED: EncodingKind.ValueType  # 4
 """Draws from the tempered distribution, as distinct ids and counts."""
 ENCODING_KIND_CANDIDATES: EncodingKind.ValueType  # 5
-"""Logits at ids that the caller names, and the log-normaliser."""
+"""Logits at ids that the caller names, the log-normaliser and the other ids' mass."""
 Global___EncodingKind: _TypeAlias = EncodingKind  # noqa: Y015
 
 class _ValueType:
@@ -240,7 +240,7 @@ class Limits(_message.Message):
     max_draws: _builtins.int
     """Most draws of SAMPLED."""
     max_candidates: _builtins.int
-    """Most ids of CANDIDATES."""
+    """Most ids of CANDIDATES at one position."""
     max_message_bytes: _builtins.int
     """Largest gRPC message that the service accepts or sends, in bytes."""
     def __init__(
@@ -274,6 +274,7 @@ class Sequence(_message.Message):
     ALL_FIELD_NUMBER: _builtins.int
     FROM_POSITION_FIELD_NUMBER: _builtins.int
     EXPLICIT_FIELD_NUMBER: _builtins.int
+    CANDIDATE_IDS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Token ids, each below the teacher's vocabulary size. At least one."""
@@ -300,6 +301,12 @@ class Sequence(_message.Message):
     def explicit(self) -> Global___ExplicitPositions:
         """Exactly these."""
 
+    @_builtins.property
+    def candidate_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Only with a CandidatesEncoding that names no ids itself: the ids asked about at each position, position after
+        position, the same number for each; strictly increasing within a position, each below N.
+        """
+
     def __init__(
         self,
         *,
@@ -309,10 +316,11 @@ class Sequence(_message.Message):
         all: Global___AllPositions | None = ...,
         from_position: Global___FromPosition | None = ...,
         explicit: Global___ExplicitPositions | None = ...,
+        candidate_ids: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["all", b"all", "explicit", b"explicit", "from_position", b"from_position", "last", b"last", "positions", b"positions"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["all", b"all", "explicit", b"explicit", "from_position", b"from_position", "last", b"last", "positions", b"positions", "segment_lengths", b"segment_lengths", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["all", b"all", "candidate_ids", b"candidate_ids", "explicit", b"explicit", "from_position", b"from_position", "last", b"last", "positions", b"positions", "segment_lengths", b"segment_lengths", "token_ids", b"token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_positions: _TypeAlias = _typing.Literal["last", "all", "from_position", "explicit"]  # noqa: Y015
     _WhichOneofArgType_positions: _TypeAlias = _typing.Literal["positions", b"positions"]  # noqa: Y015
@@ -508,7 +516,9 @@ class CandidatesEncoding(_message.Message):
     """FLOAT32 or FLOAT16."""
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """The ids, strictly increasing, each below N. At least one."""
+        """The ids asked about at every position, strictly increasing, each below N. Empty: each sequence names those of
+        each position in its `candidate_ids`.
+        """
 
     def __init__(
         self,
