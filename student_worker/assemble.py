@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 
+from stillhouse.encoding_text import parse_encoding
 from stillhouse.errors import ConfigurationError
 from stillhouse.fingerprint import fingerprint
 from stillhouse.version import __version__
@@ -15,7 +16,7 @@ from student_worker.network import split_address
 from student_worker.optimizer import StudentOptimizer
 from student_worker.prefetch import Key, PatientTeacher, Piece, Prefetcher
 from student_worker.preflight import Ready
-from student_worker.recipe import Recipe, parse_encoding
+from student_worker.recipe import Recipe
 from student_worker.schedule import Schedule
 from student_worker.state import WorkerState
 from student_worker.students.base import ModelCard

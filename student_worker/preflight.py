@@ -11,11 +11,12 @@ import structlog
 import torch
 
 from stillhouse.data import Order, Prepared, prepare
+from stillhouse.encoding_text import parse_encoding
 from stillhouse.errors import ConfigurationError, EncodingNotOfferedError, RequestTooLongError
 from stillhouse.request import TeacherDescription
 from stillhouse.vocabulary import check_token_ids, shared_vocabulary, tokenizer_tokens
 from student_worker.batches import Asking
-from student_worker.recipe import FixtureSpec, Recipe, parse_encoding
+from student_worker.recipe import FixtureSpec, Recipe
 from student_worker.steps import Steps
 from student_worker.students.base import Student
 from student_worker.students.build import build_student, find_tokenizer

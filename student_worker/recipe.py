@@ -14,43 +14,13 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, f
 from pydantic.config import JsonDict
 
 from stillhouse.data import DataSpec
-from stillhouse.encodings import Dense, Encoding, TopK, ValueType
-from stillhouse.errors import ConfigurationError, InvalidRequestError
+from stillhouse.encoding_text import ENCODING_FORMS, parse_encoding
 from student_worker.layer_numbers import check_layers, parse_layers
 from student_worker.schedule import SchedulerType
-
-_VALUE_TYPES: dict[str, ValueType] = {
-    "f32": "float32",
-    "f16": "float16",
-    "bf16": "bfloat16",
-    "float32": "float32",
-    "float16": "float16",
-    "bfloat16": "bfloat16",
-}
 
 RESULT: JsonDict = {"affects_result": True}
 """Marks the keys that the trained weights depend on: the recipe's hash covers these and no others. The data and the
 teacher have fingerprints of their own, which do not change when a folder or an address does."""
-
-
-def parse_encoding(text: str) -> Encoding:
-    """Read `dense`, `dense:bf16`, `top_k:64` or `top_k:64:f32`.
-
-    Raises:
-        ConfigurationError: none of these.
-    """
-    name, *arguments = text.strip().split(":")
-    try:
-        if name == "dense" and len(arguments) <= 1:
-            return Dense(*(_VALUE_TYPES[argument] for argument in arguments))
-        if name == "top_k" and 1 <= len(arguments) <= 2:
-            return TopK(int(arguments[0]), *(_VALUE_TYPES[argument] for argument in arguments[1:]))
-    except (KeyError, ValueError, InvalidRequestError) as error:
-        raise ConfigurationError(f"encoding {text!r} cannot be read: {error}; {_ENCODING_FORMS}") from error
-    raise ConfigurationError(f"encoding {text!r} is not known; {_ENCODING_FORMS}")
-
-
-_ENCODING_FORMS = "write dense, dense:f16, dense:bf16, top_k:64 or top_k:64:f32"
 
 
 def _layers(value: object) -> object:
@@ -145,7 +115,7 @@ class Recipe(Strict):
         json_schema_extra=RESULT,
     )
     encoding: str = Field(
-        "dense:f32", description=f"What the teacher answers with: {_ENCODING_FORMS}.", json_schema_extra=RESULT
+        "dense:f32", description=f"What the teacher answers with: {ENCODING_FORMS}.", json_schema_extra=RESULT
     )
 
     learning_rate: float = Field(3e-4, gt=0, description="The highest rate of the schedule.", json_schema_extra=RESULT)

@@ -7,9 +7,8 @@ from typing import Any
 
 import pytest
 
-from stillhouse.encodings import Dense, TopK
 from stillhouse.errors import ConfigurationError
-from student_worker.recipe import CausalLMSpec, FixtureSpec, Recipe, parse_encoding
+from student_worker.recipe import CausalLMSpec, FixtureSpec, Recipe
 from student_worker.recipe_sources import keys, load_recipe
 
 FLAGS = {"teacher": "127.0.0.1:8001", "data": ["notes.txt"], "output_dir": "runs/x", "keep_layers": "0-2,5"}
@@ -133,13 +132,6 @@ def test_a_file_that_is_no_recipe_is_refused(tmp_path: Path, content: str) -> No
         load_recipe(file, FLAGS, {})
     with pytest.raises(ConfigurationError, match="cannot be read"):
         load_recipe(tmp_path / "absent.yaml", FLAGS, {})
-
-
-def test_encodings_are_read_in_short_and_long_form() -> None:
-    assert parse_encoding("dense") == parse_encoding("dense:f32") == Dense("float32")
-    assert parse_encoding("dense:bfloat16") == Dense("bfloat16")
-    assert parse_encoding("top_k:64") == TopK(64, "float16")
-    assert parse_encoding("top_k:8:f32") == TopK(8, "float32")
 
 
 def test_the_hash_covers_what_the_weights_depend_on_and_no_more() -> None:
