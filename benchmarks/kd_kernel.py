@@ -20,6 +20,7 @@ from stillhouse.encode import encode_logits
 from stillhouse.encodings import TopK
 from stillhouse.kd import kd_loss_and_gradient
 from stillhouse.payloads import Payload
+from stillhouse.request import All, Sequence
 
 KEPT_IDS = 64
 
@@ -89,7 +90,10 @@ class _Block:
         self.head_ids: Tensor | None = None
         if setting.top_k:
             encoding = TopK(min(KEPT_IDS, width), "float32")
-            self.answer = encode_logits([teacher], encoding, temperature=setting.temperature, vocabulary_size=width)
+            asked = Sequence((0,) * rows, positions=All())
+            self.answer = encode_logits(
+                [teacher], encoding, sequence=asked, temperature=setting.temperature, vocabulary_size=width
+            )
             self.head_ids = self.teacher.topk(encoding.k, -1).indices
 
     def contestants(self) -> dict[str, Callable[[], object]]:

@@ -6,14 +6,12 @@ docs/payload-format.md is the specification. Bytes that are truncated, altered, 
 
 from __future__ import annotations
 
-import sys
-
 import numpy as np
 import torch
 from torch import Tensor
 
-from stillhouse.encodings import ValueType
 from stillhouse.errors import CodecError
+from stillhouse.head_codec import decode_output_head, encode_output_head
 from stillhouse.payload_header import HEADER_BYTES, Header, Kind, read_header
 from stillhouse.payloads import (
     CandidateLogits,
@@ -24,16 +22,16 @@ from stillhouse.payloads import (
     TopKLogits,
 )
 from stillhouse.sampled_bits import pack_counts, pack_ids, unpack_counts, unpack_ids
+from stillhouse.tensor_bytes import DTYPES, VALUE_TYPES, TensorReader, bytes_of, expect, require_little_endian
 
-DTYPES: dict[ValueType, torch.dtype] = {
-    "float32": torch.float32,
-    "float16": torch.float16,
-    "bfloat16": torch.bfloat16,
-}
-_VALUE_TYPES: dict[torch.dtype, ValueType] = {dtype: name for name, dtype in DTYPES.items()}
-
-# Where a tensor in a shared buffer must start, for the widest of our elements.
-_ALIGNMENT = 8
+__all__ = [
+    "decode_output_head",
+    "decode_payload",
+    "encode_output_head",
+    "encode_payload",
+    "header_of",
+    "verify_payload",
+]
 
 
 def encode_payload(payload: Payload) -> bytes:
@@ -42,7 +40,7 @@ def encode_payload(payload: Payload) -> bytes:
     Raises:
         CodecError: tensors whose shapes, dtypes or ids contradict each other.
     """
-    _require_little_endian()
+    require_little_endian()
     header = header_of(payload)
     _check_values(payload)
     gap_bits = 0
@@ -50,9 +48,9 @@ def encode_payload(payload: Payload) -> bytes:
         offsets, ids = payload.offsets.cpu().numpy(), payload.token_ids.cpu().numpy().astype(np.int64)
         counts = pack_counts(payload.counts.cpu().numpy().astype(np.int64), header.rows, header.count)
         gap_bits, gaps = pack_ids(ids, offsets)
-        body = [_bytes_of(payload.entropy), counts.data, gaps.data]
+        body = [bytes_of(payload.entropy), counts.data, gaps.data]
     else:
-        body = [_bytes_of(tensor) for tensor in _tensors(payload)]
+        body = [bytes_of(tensor) for tensor in _tensors(payload)]
     return b"".join([header.pack(body, sum(map(len, body)), gap_bits), *body])
 
 
@@ -65,13 +63,12 @@ def decode_payload(data: bytes | bytearray | memoryview) -> Payload:
     Raises:
         CodecError: anything but the whole, unaltered bytes of one payload of a known format.
     """
-    _require_little_endian()
+    require_little_endian()
     view = memoryview(data).cast("B")
     header, gap_bits = read_header(view)
-    array = np.frombuffer(view, dtype=np.uint8)
-    if view.readonly or array.ctypes.data % _ALIGNMENT:
-        array = array.copy()
-    payload = _decode_body(header, _Reader(torch.from_numpy(array)), gap_bits)
+    if header.kind is Kind.OUTPUT_HEAD:
+        raise CodecError("an output head is no answer: decode_output_head reads it")
+    payload = _decode_body(header, TensorReader(view, HEADER_BYTES), gap_bits)
     _check_values(payload)
     return payload
 
@@ -93,32 +90,32 @@ def header_of(payload: Payload) -> Header:
     """
     match payload:
         case DenseLogits(logits):
-            _expect("logits", logits, (None, None), *_VALUE_TYPES)
-            return Header(Kind.DENSE, _VALUE_TYPES[logits.dtype], *logits.shape)
+            expect("logits", logits, (None, None), *VALUE_TYPES)
+            return Header(Kind.DENSE, VALUE_TYPES[logits.dtype], *logits.shape)
         case HiddenStates(hidden):
-            _expect("hidden", hidden, (None, None), *_VALUE_TYPES)
-            return Header(Kind.HIDDEN, _VALUE_TYPES[hidden.dtype], *hidden.shape)
+            expect("hidden", hidden, (None, None), *VALUE_TYPES)
+            return Header(Kind.HIDDEN, VALUE_TYPES[hidden.dtype], *hidden.shape)
         case TopKLogits():
             logits = payload.logits
-            _expect("logits", logits, (None, None), *_VALUE_TYPES)
-            _expect("token_ids", payload.token_ids, tuple(logits.shape), torch.int32)
+            expect("logits", logits, (None, None), *VALUE_TYPES)
+            expect("token_ids", payload.token_ids, tuple(logits.shape), torch.int32)
             _expect_statistics(payload)
             kind, rows, count = Kind.TOP_K, *logits.shape
         case CandidateLogits():
             logits = payload.logits
-            _expect("logits", logits, (None, None), *_VALUE_TYPES)
+            expect("logits", logits, (None, None), *VALUE_TYPES)
             shared = payload.token_ids.dim() == 1
-            _expect("token_ids", payload.token_ids, tuple(logits.shape)[1 if shared else 0 :], torch.int32)
+            expect("token_ids", payload.token_ids, tuple(logits.shape)[1 if shared else 0 :], torch.int32)
             _expect_statistics(payload)
             kind, rows, count = Kind.CANDIDATES if shared else Kind.POSITION_CANDIDATES, *logits.shape
         case SampledCounts():
-            _expect("entropy", payload.entropy, (None,), torch.float32)
-            _expect("offsets", payload.offsets, (payload.num_positions + 1,), torch.int64)
-            _expect("token_ids", payload.token_ids, (None,), torch.int32)
-            _expect("counts", payload.counts, tuple(payload.token_ids.shape), torch.int32)
+            expect("entropy", payload.entropy, (None,), torch.float32)
+            expect("offsets", payload.offsets, (payload.num_positions + 1,), torch.int64)
+            expect("token_ids", payload.token_ids, (None,), torch.int32)
+            expect("counts", payload.counts, tuple(payload.token_ids.shape), torch.int32)
             n, temperature = payload.vocabulary_size, float(payload.temperature)
             return Header(Kind.SAMPLED, None, payload.num_positions, n, payload.draws, temperature)
-    value_type = _VALUE_TYPES[logits.dtype]
+    value_type = VALUE_TYPES[logits.dtype]
     return Header(kind, value_type, rows, payload.vocabulary_size, count, float(payload.temperature))
 
 
@@ -132,28 +129,7 @@ def _tensors(payload: DenseLogits | HiddenStates | TopKLogits | CandidateLogits)
             return (payload.token_ids, payload.log_normalizer, payload.log_tail_mass, *tempered, payload.logits)
 
 
-class _Reader:
-    """Takes one tensor after the other from a payload's bytes, sharing them."""
-
-    def __init__(self, data: Tensor) -> None:
-        self._data = data
-        self._at = HEADER_BYTES
-
-    def take(self, dtype: torch.dtype, *shape: int) -> Tensor:
-        size = dtype.itemsize * int(np.prod(shape, dtype=object))
-        part = self._data[self._at : self._at + size]
-        self._at += size
-        return part.view(dtype).view(shape)
-
-    def take_bytes(self, size: int | None = None) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
-        end = None if size is None else self._at + size
-        part = self._data[self._at : end]
-        self._at += len(part)
-        array: np.ndarray[tuple[int], np.dtype[np.uint8]] = part.numpy()
-        return array
-
-
-def _decode_body(header: Header, reader: _Reader, gap_bits: int) -> Payload:
+def _decode_body(header: Header, reader: TensorReader, gap_bits: int) -> Payload:
     if header.value_type is None:
         return _decode_sampled(header, reader, gap_bits)
     rows, width, count = header.rows, header.width, header.count
@@ -176,7 +152,7 @@ def _decode_body(header: Header, reader: _Reader, gap_bits: int) -> Payload:
     )
 
 
-def _decode_sampled(header: Header, reader: _Reader, gap_bits: int) -> SampledCounts:
+def _decode_sampled(header: Header, reader: TensorReader, gap_bits: int) -> SampledCounts:
     rows, draws = header.rows, header.count
     entropy = reader.take(torch.float32, rows)
     offsets, counts = unpack_counts(reader.take_bytes((rows * draws + 7) // 8), rows, draws)
@@ -231,25 +207,6 @@ def _check_sampled(payload: SampledCounts) -> None:
         raise CodecError(f"counts must be at least 1 and add up to {payload.draws} draws in each row")
 
 
-def _bytes_of(tensor: Tensor) -> memoryview:
-    if not tensor.numel():  # an empty tensor may have strides that no view takes
-        return memoryview(b"")
-    flat = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8)
-    return flat.numpy().data
-
-
-def _expect(name: str, tensor: Tensor, shape: tuple[int | None, ...], *dtypes: torch.dtype) -> None:
-    matches = len(shape) == tensor.dim() and all(b in (None, a) for a, b in zip(tensor.shape, shape, strict=True))
-    if not matches or tensor.dtype not in dtypes:
-        expected = f"{' or '.join(map(str, dtypes))} {list(shape)}"
-        raise CodecError(f"{name} must be {expected}; got {tensor.dtype} {list(tensor.shape)}")
-
-
 def _expect_statistics(payload: TopKLogits | CandidateLogits) -> None:
     for name in ("log_normalizer", "log_tail_mass", "tempered_log_normalizer", "tempered_log_tail_mass"):
-        _expect(name, getattr(payload, name), (payload.num_positions,), torch.float32)
-
-
-def _require_little_endian() -> None:
-    if sys.byteorder != "little":
-        raise CodecError("payloads are little-endian and shared without a copy: this host's byte order cannot")
+        expect(name, getattr(payload, name), (payload.num_positions,), torch.float32)

@@ -1,4 +1,4 @@
-"""Logits -> payload, by row chunks.
+"""Logits or hidden states -> payload, by row chunks.
 
 Whoever computes logits hands them over chunk by chunk; each chunk is reduced to what travels and moved to the host
 before the next is asked for, so that a device never holds a whole answer. Statistics are float32, whatever the
@@ -14,75 +14,97 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from stillhouse.codec import DTYPES
 from stillhouse.encodings import Candidates, Dense, Encoding, Hidden, Sampled, TopK, ValueType
 from stillhouse.errors import EncodingNotOfferedError, InvalidRequestError, TeacherInternalError
-from stillhouse.payloads import CandidateLogits, DenseLogits, Payload, TopKLogits
+from stillhouse.payloads import CandidateLogits, DenseLogits, HiddenStates, Payload, TopKLogits
+from stillhouse.request import Sequence
+from stillhouse.tensor_bytes import DTYPES
 
 
 def encode_logits(
     row_chunks: Iterable[Tensor],
     encoding: Encoding,
     *,
+    sequence: Sequence,
     temperature: float,
     vocabulary_size: int,
-    num_positions: int | None = None,
 ) -> Payload:
     """Return the payload of one sequence, on the host.
 
     Args:
-        row_chunks: `[p, V]` floating-point tensors on any device, the rows of all of them in order; V at least N.
-            They are read, never changed.
+        row_chunks: `[p, V]` floating-point tensors on any device, the rows of all positions that the sequence asks
+            about, in order; V at least N. They are read, never changed.
         encoding: the form of the answer.
+        sequence: what is asked about: how many positions, the candidates of each, and the content that draws follow
+            from.
         temperature: T of the tempered statistics, above 0.
         vocabulary_size: N, at least 1: only the ids below it count.
-        num_positions: P, where it is known: the payload is then filled in place. Otherwise its parts are joined in
-            the end, which for that moment takes as much memory again.
 
     Raises:
-        InvalidRequestError: a finite logit that float16 or bfloat16 would turn into an infinity.
-        EncodingNotOfferedError: HIDDEN, which is not made from logits, and SAMPLED.
+        InvalidRequestError: an id or a k beyond N, a finite logit that float16 or bfloat16 would turn into an infinity.
+        EncodingNotOfferedError: HIDDEN, which is not made from logits.
         TeacherInternalError: a NaN, +inf, or a row all -inf among the logits.
-        ValueError: chunks that are not `[p, V >= N]`, or that do not add up to `num_positions`.
+        ValueError: chunks that are not `[p, V >= N]`, or that do not add up to the positions asked for.
     """
-    chunks = _checked(row_chunks, vocabulary_size)
+    num_positions, temperature = sequence.num_positions, float(temperature)
+    chunks = _numbered(_checked(row_chunks, vocabulary_size), num_positions)
     match encoding:
         case Dense(value_type):
             columns = {"logits": _Column((vocabulary_size,), DTYPES[value_type])}
-            rows = _collect(chunks, columns, lambda x: (_cast(x, "dense", value_type),), num_positions)
+            rows = _collect(chunks, columns, lambda x, _: (_cast(x, "dense", value_type),), num_positions)
             return DenseLogits(rows["logits"])
         case TopK(k, value_type):
             if k > vocabulary_size:
                 raise InvalidRequestError(f"top_k.k must be at most the vocabulary size {vocabulary_size}; got {k}")
-            columns = {
-                "token_ids": _Column((k,), torch.int32),
-                "logits": _Column((k,), DTYPES[value_type]),
-                "log_normalizer": _Column(),
-                "log_tail_mass": _Column(),
-                "tempered_log_normalizer": _Column(),
-                "tempered_log_tail_mass": _Column(),
-            }
-            rows = _collect(chunks, columns, lambda x: _top_k(x, k, value_type, temperature), num_positions)
-            return TopKLogits(**rows, temperature=float(temperature), vocabulary_size=vocabulary_size)
+            columns = {"token_ids": _Column((k,), torch.int32), **_named_columns(k, value_type)}
+            rows = _collect(chunks, columns, lambda x, _: _top_k(x, k, value_type, temperature), num_positions)
+            return TopKLogits(**rows, temperature=temperature, vocabulary_size=vocabulary_size)
         case Candidates(token_ids, value_type):
-            if not token_ids:
-                raise EncodingNotOfferedError("candidates that differ from position to position are not offered")
-            if token_ids[-1] >= vocabulary_size:
-                raise InvalidRequestError(
-                    f"candidates.token_ids must be below the vocabulary size {vocabulary_size}; got {token_ids[-1]}"
-                )
-            ids = torch.tensor(token_ids, dtype=torch.int32)
-            columns = {
-                "logits": _Column((len(token_ids),), DTYPES[value_type]),
-                "log_normalizer": _Column(),
-                "log_tail_mass": _Column(),
-                "tempered_log_normalizer": _Column(),
-                "tempered_log_tail_mass": _Column(),
-            }
-            rows = _collect(chunks, columns, lambda x: _candidates(x, ids, value_type, temperature), num_positions)
-            return CandidateLogits(ids, **rows, temperature=float(temperature), vocabulary_size=vocabulary_size)
-        case Hidden() | Sampled():
-            raise EncodingNotOfferedError(f"encoding {type(encoding).__name__} is not offered: use Dense or TopK")
+            ids = _candidate_ids(token_ids, sequence, vocabulary_size)
+
+            def named(x_PN: Tensor, rows: slice) -> tuple[Tensor, ...]:
+                ids_PK = (ids if ids.dim() == 1 else ids[rows]).to(x_PN.device, torch.int64).expand(len(x_PN), -1)
+                return _named(x_PN, ids_PK, "candidates", value_type, temperature)
+
+            rows = _collect(chunks, _named_columns(ids.shape[-1], value_type), named, num_positions)
+            return CandidateLogits(ids, **rows, temperature=temperature, vocabulary_size=vocabulary_size)
+        case Sampled():
+            raise EncodingNotOfferedError("encoding Sampled is not offered: use Dense or TopK")
+        case Hidden():
+            raise EncodingNotOfferedError("encoding Hidden is not made from logits: see encode_hidden")
+
+
+def encode_hidden(hidden_rows: Tensor, encoding: Hidden) -> HiddenStates:
+    """Return the payload of one sequence's final hidden states `[P, D]`, on the host; they are read, never changed.
+
+    Raises:
+        InvalidRequestError: a value that bfloat16 would turn into an infinity.
+        TeacherInternalError: a NaN or an infinity among them.
+        ValueError: not a floating-point `[P, D]`.
+    """
+    if hidden_rows.dim() != 2 or not hidden_rows.is_floating_point():
+        got = f"{hidden_rows.dtype} {list(hidden_rows.shape)}"
+        raise ValueError(f"hidden_rows must be floating-point [P, D]; got {got}")
+    rows = hidden_rows.detach()
+    bad = ~torch.isfinite(rows).all(dim=1)
+    if bad.any():
+        raise TeacherInternalError(
+            f"the teacher's hidden state at row {int(bad.nonzero()[0])} holds a NaN or an infinity: "
+            "its weights are damaged, or its compute dtype is too narrow for it (try float32)"
+        )
+    # A copy also where nothing is cast: the rows may be a view of a batch, which would be kept alive whole.
+    return HiddenStates(_cast(rows, "hidden", encoding.value_type).to("cpu", copy=True))
+
+
+def _candidate_ids(token_ids: tuple[int, ...], sequence: Sequence, vocabulary_size: int) -> Tensor:
+    """Return the ids that are named, `[K]` or `[P, K]` int32."""
+    field, asked = ("candidates.token_ids", (token_ids,)) if token_ids else ("candidate_ids", sequence.candidate_ids)
+    if not asked:
+        raise InvalidRequestError("candidate_ids must name ids for each position, as candidates.token_ids names none")
+    largest = max(ids[-1] for ids in asked)
+    if largest >= vocabulary_size:
+        raise InvalidRequestError(f"{field} must be below the vocabulary size {vocabulary_size}; got {largest}")
+    return torch.tensor(token_ids or asked, dtype=torch.int32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,29 +115,41 @@ class _Column:
     dtype: torch.dtype = torch.float32
 
 
+def _named_columns(count: int, value_type: ValueType) -> dict[str, _Column]:
+    """Return the columns that `_named` fills, in its order."""
+    return {
+        "logits": _Column((count,), DTYPES[value_type]),
+        "log_normalizer": _Column(),
+        "log_tail_mass": _Column(),
+        "tempered_log_normalizer": _Column(),
+        "tempered_log_tail_mass": _Column(),
+    }
+
+
 def _collect(
-    chunks: Iterator[Tensor],
+    chunks: Iterator[tuple[Tensor, slice]],
     columns: dict[str, _Column],
-    reduce: Callable[[Tensor], tuple[Tensor, ...]],
-    num_positions: int | None,
+    reduce: Callable[[Tensor, slice], tuple[Tensor, ...]],
+    num_positions: int,
 ) -> dict[str, Tensor]:
     """Reduce each chunk and lay the results end to end on the host, by the name of their column."""
-    if num_positions is None:
-        # Copied, since a part may be a view of its chunk, which belongs to the caller.
-        parts = [[part.to("cpu", copy=True) for part in reduce(chunk)] for chunk in chunks]
-        empty = [torch.empty(0, *column.shape, dtype=column.dtype) for column in columns.values()]
-        return {name: torch.cat(column) for name, column in zip(columns, zip(empty, *parts, strict=True), strict=True)}
     whole = {name: torch.empty(num_positions, *c.shape, dtype=c.dtype) for name, c in columns.items()}
+    for chunk, rows in chunks:
+        for column, part in zip(whole.values(), reduce(chunk, rows), strict=True):
+            column[rows] = part
+    return whole
+
+
+def _numbered(chunks: Iterator[Tensor], num_positions: int) -> Iterator[tuple[Tensor, slice]]:
+    """Say with each chunk which rows of the answer it holds, and see that they come to P."""
     end = 0
     for chunk in chunks:
         start, end = end, end + len(chunk)
         if end > num_positions:
-            raise ValueError(f"row_chunks hold at least {end} rows, where num_positions is {num_positions}")
-        for column, part in zip(whole.values(), reduce(chunk), strict=True):
-            column[start:end] = part
+            raise ValueError(f"row_chunks hold at least {end} rows, where {num_positions} positions are asked for")
+        yield chunk, slice(start, end)
     if end != num_positions:
-        raise ValueError(f"row_chunks hold {end} rows, where num_positions is {num_positions}")
-    return whole
+        raise ValueError(f"row_chunks hold {end} rows, where {num_positions} positions are asked for")
 
 
 def _checked(row_chunks: Iterable[Tensor], vocabulary_size: int) -> Iterator[Tensor]:
@@ -198,8 +232,3 @@ def _head_and_tail(head_PK: Tensor, tail_PN: Tensor, largest_P1: Tensor, tempera
     tail = torch.logsumexp((tail_PN - largest_P1) / temperature, dim=1)
     relative = torch.logaddexp(head, tail)
     return largest_P1[:, 0] / temperature + relative, tail - relative
-
-
-def _candidates(x_PN: Tensor, ids: Tensor, value_type: ValueType, temperature: float) -> tuple[Tensor, ...]:
-    ids_PK = ids.to(x_PN.device, torch.int64).expand(len(x_PN), -1)
-    return _named(x_PN, ids_PK, "candidates", value_type, temperature)

@@ -89,9 +89,9 @@ class FixtureTeacher(TeacherLogitsProvider):
         return encode_logits(
             [logits],
             request.encoding,
+            sequence=sequence,
             temperature=request.temperature,
             vocabulary_size=request.effective_vocabulary_size(self._description.vocabulary_size),
-            num_positions=len(preferred),
         )
 
 

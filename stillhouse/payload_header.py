@@ -81,6 +81,8 @@ class Header:
             raise CodecError(f"a {self.kind.name} payload cannot hold {self.value_type} values")
         if self.rows < 0 or not 1 <= self.width <= MAX_WIDTH:
             raise CodecError(f"a payload has rows from 0 and a width from 1 to {MAX_WIDTH}; got {self}")
+        if self.kind is Kind.OUTPUT_HEAD and not 1 <= self.rows <= MAX_WIDTH:
+            raise CodecError(f"an output head has rows from 1 to {MAX_WIDTH}; got {self.rows}")
         if self.kind in (Kind.DENSE, Kind.HIDDEN, Kind.OUTPUT_HEAD):
             if self.count not in ((0, 1) if self.kind is Kind.OUTPUT_HEAD else (0,)) or self.temperature != 0:
                 raise CodecError(f"a {self.kind.name} payload has neither count nor temperature; got {self}")

@@ -202,7 +202,7 @@ class LogitsRequest:
             raise InvalidRequestError(f"cache_mode must be use, refresh or bypass; got {self.cache_mode!r}")
         if not isinstance(self.encoding, Encoding):
             raise InvalidRequestError(f"encoding must be one of {Encoding}; got {self.encoding!r}")
-        names_its_own = self.encoding == Candidates((), getattr(self.encoding, "value_type", "float32"))
+        names_its_own = isinstance(self.encoding, Candidates) and not self.encoding.token_ids
         for index, sequence in enumerate(self.sequences):
             if bool(sequence.candidate_ids) != names_its_own:
                 raise InvalidRequestError(

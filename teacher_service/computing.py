@@ -85,9 +85,9 @@ def _encode(job: Job, row_chunks: Iterator[Tensor]) -> bytes | Exception:
         payload = encode_logits(
             row_chunks,
             job.encoding,
+            sequence=job.sequence,
             temperature=job.temperature,
             vocabulary_size=job.vocabulary_size,
-            num_positions=job.sequence.num_positions,
         )
         return encode_payload(payload)
     except TeacherError as error:

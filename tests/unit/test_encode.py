@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import pytest
 import torch
@@ -15,9 +15,17 @@ from stillhouse.codec import encode_payload
 from stillhouse.encode import encode_logits, top_k_ids
 from stillhouse.encodings import Candidates, Dense, Encoding, Hidden, Sampled, TopK
 from stillhouse.errors import EncodingNotOfferedError, InvalidRequestError, TeacherInternalError
-from stillhouse.payloads import CandidateLogits, DenseLogits, TopKLogits
+from stillhouse.payloads import CandidateLogits, DenseLogits, Payload, TopKLogits
+from tests.asked import every_position
 
 ENCODINGS = [Dense(), Dense("float16"), Dense("bfloat16"), TopK(5), TopK(5, "float32"), Candidates((0, 3, 17))]
+
+
+def encode(
+    chunks: Iterable[Tensor], encoding: Encoding, rows: int, *, temperature: float = 1.0, vocabulary_size: int
+) -> Payload:
+    sequence = every_position(rows)
+    return encode_logits(chunks, encoding, sequence=sequence, temperature=temperature, vocabulary_size=vocabulary_size)
 
 
 def logits_like_a_teachers(rows: int, width: int, seed: int = 0) -> Tensor:
@@ -27,7 +35,7 @@ def logits_like_a_teachers(rows: int, width: int, seed: int = 0) -> Tensor:
 
 def top_k(x: Tensor, k: int, *, temperature: float = 1.0, value_type: str = "float32") -> TopKLogits:
     encoding = TopK(k, value_type)  # type: ignore[arg-type]  # a literal, passed on
-    payload = encode_logits([x], encoding, temperature=temperature, vocabulary_size=x.shape[1])
+    payload = encode([x], encoding, len(x), temperature=temperature, vocabulary_size=x.shape[1])
     assert isinstance(payload, TopKLogits)
     return payload
 
@@ -44,7 +52,7 @@ def exact_statistics(x: Tensor, ids: Tensor, temperature: float) -> tuple[Tensor
 def test_dense_logits_are_cut_to_n_and_rounded_to_the_value_type(value_type: str) -> None:
     x = logits_like_a_teachers(4, 50)
     encoding = Dense(value_type)  # type: ignore[arg-type]  # a literal, parametrized
-    payload = encode_logits([x], encoding, temperature=7.0, vocabulary_size=40)
+    payload = encode([x], encoding, len(x), temperature=7.0, vocabulary_size=40)
     assert isinstance(payload, DenseLogits)
     assert payload.logits.equal(x[:, :40].to(getattr(torch, value_type)))
 
@@ -106,7 +114,7 @@ def test_a_token_that_cannot_be_is_kept_as_such() -> None:
 
 def test_the_head_is_what_n_leaves() -> None:
     x = torch.tensor([[1.0, 2.0, 3.0, 9.0]])
-    payload = encode_logits([x], TopK(2, "float32"), temperature=1.0, vocabulary_size=3)
+    payload = encode([x], TopK(2, "float32"), len(x), vocabulary_size=3)
     assert isinstance(payload, TopKLogits)
     assert payload.token_ids.tolist() == [[2, 1]]
     torch.testing.assert_close(payload.log_normalizer, torch.logsumexp(x[:, :3], dim=1))
@@ -128,7 +136,7 @@ def test_equal_logits_come_by_rising_id(data: st.DataObject) -> None:
 
 def test_candidates_are_exact_with_their_log_normalizers() -> None:
     x = logits_like_a_teachers(3, 100)
-    payload = encode_logits([x], Candidates((4, 50)), temperature=2.0, vocabulary_size=90)
+    payload = encode([x], Candidates((4, 50)), len(x), temperature=2.0, vocabulary_size=90)
     assert isinstance(payload, CandidateLogits)
     assert payload.token_ids.tolist() == [4, 50]
     assert payload.logits.equal(x[:, [4, 50]])
@@ -138,31 +146,19 @@ def test_candidates_are_exact_with_their_log_normalizers() -> None:
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS, ids=repr)
-@pytest.mark.parametrize("known", [True, False])
 @pytest.mark.parametrize("sizes", [(12,), (1,) * 12, (5, 7), (0, 11, 0, 1)])
-def test_the_chunks_do_not_show_in_the_bytes(encoding: Encoding, known: bool, sizes: tuple[int, ...]) -> None:
+def test_the_chunks_do_not_show_in_the_bytes(encoding: Encoding, sizes: tuple[int, ...]) -> None:
     x = logits_like_a_teachers(12, 64)
-    whole = encode_payload(encode_logits([x], encoding, temperature=2.0, vocabulary_size=60))
-    parts = encode_logits(
-        iter(torch.split(x, list(sizes))), encoding, temperature=2.0, vocabulary_size=60,
-        num_positions=12 if known else None,
-    )  # fmt: skip
+    whole = encode_payload(encode([x], encoding, len(x), temperature=2.0, vocabulary_size=60))
+    parts = encode(iter(torch.split(x, list(sizes))), encoding, 12, temperature=2.0, vocabulary_size=60)
     assert encode_payload(parts) == whole
-
-
-@pytest.mark.parametrize("encoding", ENCODINGS, ids=repr)
-def test_no_rows_make_an_empty_payload(encoding: Encoding) -> None:
-    for chunks in ([], [torch.empty(0, 30)]):
-        for known in (0, None):
-            payload = encode_logits(chunks, encoding, temperature=1.0, vocabulary_size=20, num_positions=known)
-            assert payload.num_positions == 0
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS, ids=repr)
 def test_the_callers_logits_are_left_as_they_were(encoding: Encoding) -> None:
     x = logits_like_a_teachers(4, 30)
     before = x.clone()
-    encode_logits([x], encoding, temperature=2.0, vocabulary_size=30)
+    encode([x], encoding, len(x), temperature=2.0, vocabulary_size=30)
     assert x.equal(before)
 
 
@@ -176,10 +172,9 @@ def test_one_buffer_may_carry_every_chunk(encoding: Encoding) -> None:
         for rows in torch.split(x, 2):
             yield buffer.copy_(rows)
 
-    for known in (6, None):
-        payload = encode_logits(chunks(), encoding, temperature=2.0, vocabulary_size=30, num_positions=known)
-        whole = encode_logits([x], encoding, temperature=2.0, vocabulary_size=30)
-        assert encode_payload(payload) == encode_payload(whole)
+    payload = encode(chunks(), encoding, 6, temperature=2.0, vocabulary_size=30)
+    whole = encode([x], encoding, 6, temperature=2.0, vocabulary_size=30)
+    assert encode_payload(payload) == encode_payload(whole)
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS, ids=repr)
@@ -191,13 +186,13 @@ def test_logits_without_a_softmax_are_an_error_that_names_the_row(encoding: Enco
     else:
         x[4, 7] = bad
     with pytest.raises(TeacherInternalError, match="row 4"):
-        encode_logits(torch.split(x, 2), encoding, temperature=1.0, vocabulary_size=30)
+        encode(torch.split(x, 2), encoding, len(x), vocabulary_size=30)
 
 
 def test_a_nan_beyond_n_harms_nobody() -> None:
     x = logits_like_a_teachers(2, 30)
     x[:, 25:] = math.nan
-    encode_logits([x], Dense(), temperature=1.0, vocabulary_size=25)
+    encode([x], Dense(), len(x), vocabulary_size=25)
 
 
 @pytest.mark.parametrize("encoding", [Dense("float16"), TopK(2), Candidates((0, 1), "float16")], ids=repr)
@@ -205,11 +200,11 @@ def test_a_nan_beyond_n_harms_nobody() -> None:
 def test_a_logit_that_float16_cannot_hold_is_refused_not_made_infinite(encoding: Encoding, large: float) -> None:
     x = torch.tensor([[large, 1.0, -math.inf]]) if large > 0 else torch.tensor([[large, large, -math.inf]])
     with pytest.raises(InvalidRequestError, match="float16 cannot hold a logit of 70000; ask for float32"):
-        encode_logits([x], encoding, temperature=1.0, vocabulary_size=3)
+        encode([x], encoding, len(x), vocabulary_size=3)
 
 
 def test_minus_infinity_passes_through_float16() -> None:
-    payload = encode_logits([torch.tensor([[1.0, -math.inf]])], Dense("float16"), temperature=1.0, vocabulary_size=2)
+    payload = encode([torch.tensor([[1.0, -math.inf]])], Dense("float16"), 1, vocabulary_size=2)
     assert isinstance(payload, DenseLogits)
     assert payload.logits.tolist() == [[1.0, -math.inf]]
 
@@ -217,7 +212,7 @@ def test_minus_infinity_passes_through_float16() -> None:
 @pytest.mark.parametrize("encoding", [Hidden(), Sampled()], ids=repr)
 def test_what_is_not_made_here_is_refused(encoding: Encoding) -> None:
     with pytest.raises(EncodingNotOfferedError, match=type(encoding).__name__):
-        encode_logits([], encoding, temperature=1.0, vocabulary_size=3)
+        encode([], encoding, 1, vocabulary_size=3)
 
 
 @pytest.mark.parametrize(
@@ -225,19 +220,19 @@ def test_what_is_not_made_here_is_refused(encoding: Encoding) -> None:
 )
 def test_ids_beyond_n_are_refused(encoding: Encoding, message: str) -> None:
     with pytest.raises(InvalidRequestError, match=message):
-        encode_logits([], encoding, temperature=1.0, vocabulary_size=3)
+        encode([], encoding, 1, vocabulary_size=3)
 
 
 @pytest.mark.parametrize(
     ("chunks", "num_positions", "message"),
     [
-        ([torch.zeros(3)], None, "row_chunks must be"),
-        ([torch.zeros(3, 9)], None, "at least 10"),
-        ([torch.zeros(3, 10, dtype=torch.int64)], None, "floating-point"),
+        ([torch.zeros(3)], 3, "row_chunks must be"),
+        ([torch.zeros(3, 9)], 3, "at least 10"),
+        ([torch.zeros(3, 10, dtype=torch.int64)], 3, "floating-point"),
         ([torch.zeros(3, 10)], 2, "at least 3 rows"),
         ([torch.zeros(3, 10)], 4, "3 rows"),
     ],
 )
-def test_chunks_of_another_shape_are_refused(chunks: list[Tensor], num_positions: int | None, message: str) -> None:
+def test_chunks_of_another_shape_are_refused(chunks: list[Tensor], num_positions: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        encode_logits(chunks, Dense(), temperature=1.0, vocabulary_size=10, num_positions=num_positions)
+        encode(chunks, Dense(), num_positions, vocabulary_size=10)

@@ -89,7 +89,6 @@ def test_a_temperature_that_is_no_positive_number_is_refused(temperature: Any) -
         (lambda: TopK(4, "bfloat16"), "top_k.value_type"),
         (lambda: Sampled(0), "sampled.draws"),
         (lambda: Sampled(1, seed=-1), "sampled.seed"),
-        (lambda: Candidates(()), "candidates.token_ids"),
         (lambda: Candidates((2, 1)), "candidates.token_ids"),
         (lambda: Hidden("float16"), "hidden.value_type"),
     ],

@@ -66,7 +66,13 @@ class TableServicer(rpc.TeacherServiceServicer):
         payloads = []
         for sequence in request.sequences:
             ids = [sequence.token_ids[index] for index in sequence.position_indices()]
-            payload = encode_logits([TABLE[ids]], request.encoding, temperature=request.temperature, vocabulary_size=n)
+            payload = encode_logits(
+                [TABLE[ids]],
+                request.encoding,
+                sequence=sequence,
+                temperature=request.temperature,
+                vocabulary_size=n,
+            )
             payloads.append(encode_payload(payload))
         return self.alter(payloads)
 

@@ -24,6 +24,7 @@ from stillhouse.errors import (
 )
 from stillhouse.payloads import DenseLogits, Payload, TopKLogits
 from stillhouse.request import All, Explicit, From, Last, Limits, LogitsRequest, Sequence
+from tests.asked import every_position
 from tests.integration.client.table_teacher import (
     DESCRIPTION,
     LARGE,
@@ -52,7 +53,8 @@ def test_an_answer_is_one_payload_for_each_sequence_in_order(ask: Ask, servicer:
 @pytest.mark.parametrize("encoding", [Dense("bfloat16"), TopK(3), TopK(2, "float32"), Candidates((0, 7))], ids=repr)
 def test_every_encoding_arrives_as_it_was_made(ask: Ask, encoding: Encoding) -> None:
     answer = ask(about((1, 2), encoding=encoding, temperature=2.0, vocabulary_size=40))
-    expected = encode_logits([TABLE[[1, 2]]], encoding, temperature=2.0, vocabulary_size=40)
+    sequence = every_position(2, first_token=1)
+    expected = encode_logits([TABLE[[1, 2]]], encoding, sequence=sequence, temperature=2.0, vocabulary_size=40)
     assert encode_payload(answer.payloads[0]) == encode_payload(expected)
 
 

@@ -18,9 +18,10 @@ from stillhouse.errors import (
     StreamError,
     TeacherInternalError,
 )
-from stillhouse.payloads import DenseLogits
+from stillhouse.payloads import DenseLogits, Payload
 from stillhouse.request import LogitsRequest
 from stillhouse.teacher.v1 import teacher_service_pb2 as pb
+from tests.asked import every_position
 from tests.integration.client.table_teacher import (
     DESCRIPTION,
     LARGE,
@@ -96,6 +97,16 @@ def dense_payload(rows: int, width: int = VOCABULARY_SIZE, dtype: torch.dtype = 
     return encode_payload(DenseLogits(torch.zeros(rows, width, dtype=dtype)))
 
 
+def encoded(rows: int, encoding: Encoding, temperature: float = 1.0) -> Payload:
+    return encode_logits(
+        [TABLE[:rows]],
+        encoding,
+        sequence=every_position(rows),
+        temperature=temperature,
+        vocabulary_size=VOCABULARY_SIZE,
+    )
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
@@ -104,7 +115,7 @@ def dense_payload(rows: int, width: int = VOCABULARY_SIZE, dtype: torch.dtype = 
         [dense_payload(2)],
         [dense_payload(3, VOCABULARY_SIZE - 1)],
         [dense_payload(3, dtype=torch.float16)],
-        [encode_payload(encode_logits([TABLE[:3]], TopK(3), temperature=1.0, vocabulary_size=VOCABULARY_SIZE))],
+        [encode_payload(encoded(3, TopK(3)))],
     ],
     ids=["none", "two", "rows", "width", "value type", "kind"],
 )
@@ -125,14 +136,14 @@ def test_an_answer_to_another_question_is_refused(ask: Ask, servicer: TableServi
 def test_other_ids_than_were_asked_for_are_refused(
     ask: Ask, servicer: TableServicer, asked: Encoding, given: Encoding
 ) -> None:
-    other = encode_logits([TABLE[:3]], given, temperature=1.0, vocabulary_size=VOCABULARY_SIZE)
+    other = encoded(3, given)
     servicer.alter = lambda _: [encode_payload(other)]
     with pytest.raises(TeacherInternalError, match="asked for"):
         ask(about((0, 1, 2), encoding=asked))
 
 
 def test_another_temperature_is_refused(ask: Ask, servicer: TableServicer) -> None:
-    other = encode_logits([TABLE[:1]], TopK(3), temperature=2.0, vocabulary_size=VOCABULARY_SIZE)
+    other = encoded(1, TopK(3), temperature=2.0)
     servicer.alter = lambda _: [encode_payload(other)]
     with pytest.raises(TeacherInternalError, match="asked for"):
         ask(about((0,), encoding=TopK(3), temperature=2.5))

@@ -6,10 +6,10 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from stillhouse.codec import DTYPES
 from stillhouse.encodings import ValueType
 from stillhouse.payload_header import Kind
 from stillhouse.payloads import CandidateLogits, DenseLogits, HiddenStates, Payload, SampledCounts, TopKLogits
+from stillhouse.tensor_bytes import DTYPES
 
 EXAMPLES: dict[str, Payload] = {
     "dense": DenseLogits(torch.tensor([[1.0, -2.0, 0.5]])),
@@ -37,7 +37,19 @@ EXAMPLES: dict[str, Payload] = {
         token_ids=torch.tensor([0, 9], dtype=torch.int32),
         logits=torch.tensor([[1.0, 2.0]]),
         log_normalizer=torch.tensor([3.0]),
+        log_tail_mass=torch.tensor([-2.0]),
         tempered_log_normalizer=torch.tensor([4.0]),
+        tempered_log_tail_mass=torch.tensor([-1.0]),
+        temperature=0.5,
+        vocabulary_size=10,
+    ),
+    "position_candidates": CandidateLogits(
+        token_ids=torch.tensor([[0, 9], [3, 4]], dtype=torch.int32),
+        logits=torch.tensor([[1.0, 2.0], [-1.0, 0.5]], dtype=torch.float16),
+        log_normalizer=torch.tensor([3.0, 5.0]),
+        log_tail_mass=torch.tensor([-2.0, -3.0]),
+        tempered_log_normalizer=torch.tensor([4.0, 6.0]),
+        tempered_log_tail_mass=torch.tensor([-1.0, -4.0]),
         temperature=0.5,
         vocabulary_size=10,
     ),
@@ -71,9 +83,13 @@ def random_payload(kind: Kind, value_type: ValueType, rows: int, width: int, cou
             ids = torch.stack([distinct_ids() for _ in range(rows)]) if rows else torch.empty(0, count).int()
             logits = random_bits(dtype, rows, count, generator=generator)
             return TopKLogits(ids, logits, statistic(), statistic(), statistic(), statistic(), temperature, width)
-        case Kind.CANDIDATES:
+        case Kind.CANDIDATES | Kind.POSITION_CANDIDATES:
+            own = [distinct_ids().sort().values for _ in range(rows if kind is Kind.POSITION_CANDIDATES else 1)]
+            ids = own[0] if kind is Kind.CANDIDATES else torch.cat([torch.empty(0).int(), *own]).view(rows, count)
             logits = random_bits(dtype, rows, count, generator=generator)
-            return CandidateLogits(distinct_ids().sort().values, logits, statistic(), statistic(), temperature, width)
+            return CandidateLogits(ids, logits, statistic(), statistic(), statistic(), statistic(), temperature, width)
+        case Kind.OUTPUT_HEAD:
+            raise AssertionError("an output head is no payload")
         case Kind.SAMPLED:
             draws = [torch.randint(0, width, (count,), generator=generator) for _ in range(rows)]
             found = [torch.unique(row, return_counts=True) for row in draws]
@@ -86,7 +102,7 @@ def random_payload(kind: Kind, value_type: ValueType, rows: int, width: int, cou
 
 @st.composite
 def payloads(draw: st.DrawFn) -> Payload:
-    kind = draw(st.sampled_from(Kind))
+    kind = draw(st.sampled_from([kind for kind in Kind if kind is not Kind.OUTPUT_HEAD]))
     allowed: dict[Kind, list[ValueType]] = {
         Kind.DENSE: ["float32", "float16", "bfloat16"],
         Kind.HIDDEN: ["float32", "bfloat16"],

@@ -53,9 +53,10 @@ def forge(data: bytes | bytearray, **fields: float) -> bytearray:
     ("name", "fields", "message"),
     [
         ("dense", {"magic": 0x04034B50}, "starts with"),
-        ("dense", {"version": 2}, "update Stillhouse"),
+        ("dense", {"version": 1}, "not known here"),
+        ("dense", {"version": 3}, "update Stillhouse"),
         ("dense", {"kind": 0}, "not known"),
-        ("dense", {"kind": 6}, "not known"),
+        ("dense", {"kind": 8}, "not known"),
         ("dense", {"value_type": 4}, "not known"),
         ("dense", {"value_type": 0}, "cannot hold"),
         ("hidden", {"value_type": 2}, "cannot hold"),

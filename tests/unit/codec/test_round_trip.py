@@ -15,32 +15,38 @@ from stillhouse.codec import decode_payload, encode_payload, header_of, verify_p
 from stillhouse.encodings import Candidates, Dense, Encoding, Hidden, Sampled, TopK
 from stillhouse.payload_header import HEADER_BYTES, Header
 from stillhouse.payloads import DenseLogits, Payload, SampledCounts
+from tests.asked import every_position
 from tests.unit.codec.examples import EXAMPLES, payloads
 
 # Fields, checksum, body, as docs/payload-format.md lays them out.
 GOLDEN = {
     "dense": (
-        "5348504c010101003c00000000000000010000000000000003000000000000000000000000000000"
-        "ebcc29555ba5cf3d"
+        "5348504c020101003c00000000000000010000000000000003000000000000000000000000000000"
+        "b7661e3f8cbe6679"
         "0000803f000000c00000003f"
     ),
     "hidden": (
-        "5348504c010203003400000000000000010000000000000002000000000000000000000000000000e52c7a634882fe13803f00c0"
+        "5348504c020203003400000000000000010000000000000002000000000000000000000000000000911f9a6c128bb0c0803f00c0"
     ),
     "top_k": (
-        "5348504c010302004c0000000000000001000000000000000a000000020000000000000000000040"
-        "556e62ac75e551fc"
+        "5348504c020302004c0000000000000001000000000000000a000000020000000000000000000040"
+        "c5dfb49a77481a8a"
         "070000000200000000006040000000c000008040000080bf0042003c"
     ),
     "sampled": (
-        "5348504c010400013b0000000000000002000000000000000a00000004000000000000000000f03f"
-        "78fecc6b10127423"
+        "5348504c020400013b0000000000000002000000000000000a00000004000000000000000000f03f"
+        "dfd8bb22fcf6f8a8"
         "0000c03f0000803e318089"
     ),
     "candidates": (
-        "5348504c01050100480000000000000001000000000000000a00000002000000000000000000e03f"
-        "22d03e9b6ccb378a"
-        "000000000900000000004040000080400000803f00000040"
+        "5348504c02050100500000000000000001000000000000000a00000002000000000000000000e03f"
+        "1c2a8502882c2c9a"
+        "000000000900000000004040000000c000008040000080bf0000803f00000040"
+    ),
+    "position_candidates": (
+        "5348504c02060200680000000000000002000000000000000a00000002000000000000000000e03f"
+        "e1de9297f3618ce6"
+        "00000000090000000300000004000000000040400000a040000000c0000040c0000080400000c040000080bf000080c0003c004000bc0038"
     ),
 }
 
@@ -120,15 +126,17 @@ def test_a_buffer_that_starts_anywhere_decodes() -> None:
         (TopK(2), "top_k", 2, 10),
         (Sampled(4), "sampled", 1.0, 10),
         (Candidates((0, 9)), "candidates", 0.5, 10),
+        (Candidates((), "float16"), "position_candidates", 0.5, 10),
     ],
 )
 def test_the_expected_header_is_that_of_the_answer(
     encoding: Encoding, name: str, temperature: float, width: int
 ) -> None:
     payload = EXAMPLES[name]
-    expected = Header.expected(
-        encoding, rows=payload.num_positions, temperature=temperature, vocabulary_size=width, hidden_size=2
-    )
+    sequence = every_position(payload.num_positions)
+    if name == "position_candidates":
+        sequence = dataclasses.replace(sequence, candidate_ids=((0, 9), (3, 4)))
+    expected = Header.expected(encoding, sequence, temperature=temperature, vocabulary_size=width, hidden_size=2)
     assert expected == header_of(payload)
 
 

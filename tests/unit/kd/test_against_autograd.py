@@ -15,6 +15,7 @@ from stillhouse.encode import encode_logits
 from stillhouse.encodings import TopK
 from stillhouse.kd import kd_loss, kd_loss_and_gradient
 from stillhouse.payloads import DenseLogits, TopKLogits
+from tests.asked import every_position
 
 Reference = Callable[..., tuple[float, Tensor]]
 
@@ -138,7 +139,13 @@ def test_the_autograd_form_hands_out_the_same_gradient(case: Case) -> None:
 
 
 def top_k(teacher: Tensor, k: int, temperature: float) -> TopKLogits:
-    payload = encode_logits([teacher], TopK(k, "float32"), temperature=temperature, vocabulary_size=teacher.shape[1])
+    payload = encode_logits(
+        [teacher],
+        TopK(k, "float32"),
+        sequence=every_position(len(teacher)),
+        temperature=temperature,
+        vocabulary_size=teacher.shape[1],
+    )
     assert isinstance(payload, TopKLogits)
     return payload
 

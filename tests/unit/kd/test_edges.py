@@ -249,8 +249,8 @@ def test_hidden_states_need_an_output_head_of_their_width() -> None:
 
 
 def test_a_payload_without_a_loss_is_refused_by_name() -> None:
-    normalizers = torch.zeros(3)
-    candidates = CandidateLogits(torch.arange(2), torch.zeros(3, 2), normalizers, normalizers, 2.0, V)
+    zeros = torch.zeros(3)
+    candidates = CandidateLogits(torch.arange(2), torch.zeros(3, 2), zeros, zeros, zeros, zeros, 2.0, V)
     with pytest.raises(InvalidRequestError, match="there is no loss over CandidateLogits"):
         loss(logits(), candidates)
 

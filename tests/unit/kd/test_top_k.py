@@ -17,6 +17,7 @@ from stillhouse.encodings import TopK, ValueType
 from stillhouse.errors import InvalidRequestError, VocabularyMismatchError
 from stillhouse.kd import kd_loss_and_gradient
 from stillhouse.payloads import TopKLogits
+from tests.asked import every_position
 
 V, T = 50, 2.0
 
@@ -27,7 +28,13 @@ def random_logits(seed: int, width: int = V, rows: int = 4) -> Tensor:
 
 def top_k(logits: Tensor, k: int, temperature: float = T, value_type: ValueType = "float32") -> TopKLogits:
     encoding = TopK(k, value_type)
-    payload = encode_logits([logits], encoding, temperature=temperature, vocabulary_size=logits.shape[1])
+    payload = encode_logits(
+        [logits],
+        encoding,
+        sequence=every_position(len(logits)),
+        temperature=temperature,
+        vocabulary_size=logits.shape[1],
+    )
     assert isinstance(payload, TopKLogits)
     return payload
 

@@ -85,7 +85,14 @@ class TableTeacher(TeacherLogitsProvider):
         payloads = []
         for sequence in request.sequences:
             rows = teacher_logits(sequence.token_ids)[list(sequence.position_indices())]
-            payloads.append(encode_logits([rows], request.encoding, temperature=request.temperature, vocabulary_size=N))
+            payload = encode_logits(
+                [rows],
+                request.encoding,
+                sequence=sequence,
+                temperature=request.temperature,
+                vocabulary_size=N,
+            )
+            payloads.append(payload)
         return Answer(tuple(payloads), "f")
 
 
