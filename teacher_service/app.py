@@ -8,6 +8,8 @@ from __future__ import annotations
 import asyncio
 import math
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import structlog
@@ -21,12 +23,14 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from stillhouse.errors import (
     InvalidRequestError,
     OverloadedError,
+    PermissionDeniedError,
     RequestTooLongError,
     TeacherError,
     TeacherInternalError,
     UnauthenticatedError,
 )
 from stillhouse.version import __version__
+from teacher_service.admission import Admission
 from teacher_service.auth import Access
 from teacher_service.http_messages import (
     LogitsIn,
@@ -52,11 +56,12 @@ _PROBLEMS: dict[int | str, dict[str, Any]] = {
 logger = structlog.get_logger(__name__)
 
 
-def build_app(lifecycle: Lifecycle, metrics: Metrics, access: Access, *, max_body_bytes: int) -> FastAPI:
+def build_app(lifecycle: Lifecycle, metrics: Metrics, admission: Admission, *, max_body_bytes: int) -> FastAPI:
     """Return the application with every route behind the gate."""
+    access = admission.access
     # The usual pages that show the API load scripts from elsewhere; /openapi.json is all that tools need.
     app = FastAPI(title="Stillhouse teacher", version=__version__, docs_url=None, redoc_url=None)
-    app.add_middleware(Gate, access=access, metrics=metrics, max_body_bytes=max_body_bytes)
+    app.add_middleware(Gate, admission=admission, metrics=metrics, max_body_bytes=max_body_bytes)
     app.add_exception_handler(Exception, _on_fault)
     app.add_exception_handler(TeacherError, _on_teacher_error)
     app.add_exception_handler(RequestValidationError, _on_invalid_body)
@@ -92,9 +97,9 @@ def build_app(lifecycle: Lifecycle, metrics: Metrics, access: Access, *, max_bod
                 f"sequences: their answer would have about {size} bytes before it is written as JSON, over the limit "
                 f"of {_MAX_JSON_CHARACTERS * 4 // _JSON_CHARACTERS_A_VALUE}; ask over gRPC, or for less"
             )
-        answer = await teacher.answer(request)
-        metrics.response_bytes.labels(type(request.encoding).__name__).inc(answer.num_bytes)
-        text = await asyncio.to_thread(answer_to_json, request, answer)
+        async with teacher.answering(request) as answer:
+            metrics.response_bytes.labels(type(request.encoding).__name__).inc(answer.num_bytes)
+            text = await asyncio.to_thread(answer_to_json, request, answer)
         return Response(text, media_type="application/json")
 
     return app
@@ -103,9 +108,9 @@ def build_app(lifecycle: Lifecycle, metrics: Metrics, access: Access, *, max_bod
 class Gate:
     """Every request passes here first: its token, the length of its body, and its place in the metrics."""
 
-    def __init__(self, app: ASGIApp, access: Access, metrics: Metrics, max_body_bytes: int) -> None:
+    def __init__(self, app: ASGIApp, admission: Admission, metrics: Metrics, max_body_bytes: int) -> None:
         self._app = app
-        self._access = access
+        self._admission = admission
         self._metrics = metrics
         self._max_body_bytes = max_body_bytes
 
@@ -115,20 +120,24 @@ class Gate:
             await self._app(scope, receive, send)
             return
         started = time.monotonic()
-        path, status = scope["path"], 500
+        path, status, has_begun = scope["path"], 500, False
 
         async def send_counted(message: Any) -> None:
-            nonlocal status
+            nonlocal status, has_begun
             if message["type"] == "http.response.start":
-                status = message["status"]
+                status, has_begun = message["status"], True
             await send(message)
 
         try:
-            self._check(scope, path)
+            async with self._admitted(scope, path):
+                self._check_length(scope)
+                await self._app(scope, receive, send_counted)
         except TeacherError as error:
+            self._count_refusal(error)
+            if has_begun:
+                # Half an answer is on its way: returning closes the connection, which is all that is left to say.
+                return
             await _problem(error)(scope, receive, send_counted)
-        else:
-            await self._app(scope, receive, send_counted)
         finally:
             # Names that a caller makes up must not become series.
             known = path in _COUNTED_PATHS and scope["method"] in ("GET", "POST")
@@ -136,10 +145,27 @@ class Gate:
             self._metrics.requests.labels(method, str(status)).inc()
             self._metrics.request_duration.labels(method).observe(time.monotonic() - started)
 
-    def _check(self, scope: Scope, path: str) -> None:
+    @asynccontextmanager
+    async def _admitted(self, scope: Scope, path: str) -> AsyncIterator[None]:
+        """Hold the caller's place; health and metrics need none, so that they answer in any weather."""
+        if path in OPEN_PATHS:
+            yield
+            return
+        authorization = _header(scope, b"authorization")
+        if path == "/metrics":
+            self._admission.access.check(authorization, "metrics")
+            yield
+            return
+        async with self._admission.admit(authorization) as caller:
+            with structlog.contextvars.bound_contextvars(caller=caller.name):
+                yield
+
+    def _count_refusal(self, error: TeacherError) -> None:
+        if isinstance(error, UnauthenticatedError | PermissionDeniedError):
+            self._metrics.refused.labels(type(error).__name__).inc()
+
+    def _check_length(self, scope: Scope) -> None:
         headers = {name.lower(): value.decode("latin-1") for name, value in scope["headers"]}
-        if path not in OPEN_PATHS:
-            self._access.check(headers.get(b"authorization"), "metrics" if path == "/metrics" else "teacher")
         length = headers.get(b"content-length", "0")
         if b"transfer-encoding" in headers or not length.isdecimal():
             raise InvalidRequestError("content-length must be sent: a body of unknown length is not read")
@@ -147,6 +173,10 @@ class Gate:
             raise RequestTooLongError(
                 f"content-length: {length} is over this teacher's limit of {self._max_body_bytes} bytes"
             )
+
+
+def _header(scope: Scope, name: bytes) -> str | None:
+    return next((value.decode("latin-1") for key, value in scope["headers"] if key.lower() == name), None)
 
 
 def _may_see_detail(access: Access, request: Request) -> bool:

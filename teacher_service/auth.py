@@ -1,75 +1,101 @@
 """Who may ask: bearer tokens, compared in constant time, deny by default once any is set.
 
-Knows neither gRPC nor HTTP: both doors hand over the `authorization` header and what it should open.
+Knows neither gRPC nor HTTP: both doors hand over the `authorization` header and what it should open. Nor does it know
+where tokens come from: `token_sources` reads them.
 """
 
 from __future__ import annotations
 
 import hashlib
 import hmac
-from typing import Literal, Self
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Literal
 
-from stillhouse.errors import ConfigurationError, PermissionDeniedError, UnauthenticatedError
-from teacher_service.settings import TeacherSettings
+from stillhouse.errors import PermissionDeniedError, UnauthenticatedError
 
 Scope = Literal["teacher", "metrics"]
+"""What a token opens: `teacher` everything, `metrics` the figures and the detail of readiness alone."""
+
+ANONYMOUS = "anonymous"
+"""The name of every caller where no token is set."""
 
 _SCHEME = "bearer "
-_SHORTEST_TOKEN = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """A token by its digest: whoever reads this process's log, or an object in it, learns nothing to call with.
+
+    `name` is for logs and metrics; several tokens may share one, which is how a caller changes from an old token to a
+    new one.
+    """
+
+    name: str
+    digest: bytes = field(repr=False)
+    scope: Scope = "teacher"
+
+    @classmethod
+    def of(cls, name: str, secret: str, scope: Scope = "teacher") -> Token:
+        """Return the token whose secret is `secret`."""
+        return cls(name, _digest(secret), scope)
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who asks, as logs and metrics name them."""
+
+    name: str
 
 
 class Access:
-    """The tokens of a service, kept as digests, each with what it opens: everything, or the metrics alone."""
+    """The tokens of a service. They can be replaced while it runs: the next call is held to the new ones."""
 
-    def __init__(self, tokens: tuple[str, ...] = (), scrape_token: str | None = None) -> None:
-        self._all = tuple(map(_digest, tokens))
-        self._metrics = () if scrape_token is None else (_digest(scrape_token),)
-
-    @classmethod
-    def from_settings(cls, settings: TeacherSettings) -> Self:
-        """Read the tokens.
-
-        Raises:
-            ConfigurationError: one that could be guessed; it is not repeated.
-        """
-        tokens: tuple[str, ...] = ()
-        if settings.tokens is not None:
-            tokens = tuple(token.strip() for token in settings.tokens.get_secret_value().split(",") if token.strip())
-        scrape = None if settings.scrape_token is None else settings.scrape_token.get_secret_value().strip()
-        for name, values in (("TEACHER_TOKENS", tokens), ("TEACHER_SCRAPE_TOKEN", () if scrape is None else (scrape,))):
-            if any(len(value) < _SHORTEST_TOKEN for value in values):
-                raise ConfigurationError(f"{name} must hold tokens of at least {_SHORTEST_TOKEN} characters each")
-        return cls(tokens, scrape)
+    def __init__(self, tokens: Iterable[Token] = ()) -> None:
+        self._tokens = tuple(tokens)
 
     @property
     def is_open(self) -> bool:
         """Whether no token is set, so that everybody may ask."""
-        return not (self._all or self._metrics)
+        return not self._tokens
 
-    def check(self, authorization: str | None, scope: Scope) -> None:
-        """Check what a caller sent.
+    @property
+    def tokens(self) -> tuple[Token, ...]:
+        """The tokens in use."""
+        return self._tokens
+
+    def replace(self, tokens: Iterable[Token]) -> None:
+        """Take these instead.
+
+        Raises:
+            ValueError: none; a service that asked for tokens never opens while it runs.
+        """
+        replacement = tuple(tokens)
+        if not replacement and self._tokens:
+            raise ValueError("tokens must hold at least one: a closed service is never opened while it runs")
+        self._tokens = replacement
+
+    def check(self, authorization: str | None, scope: Scope) -> Caller:
+        """Return whoever sent this header.
 
         Raises:
             UnauthenticatedError: no token, or none of ours.
             PermissionDeniedError: a token of ours that opens something else.
         """
         if self.is_open:
-            return
+            return Caller(ANONYMOUS)
         if authorization is None or not authorization.lower().startswith(_SCHEME):
             raise UnauthenticatedError("a token is needed: send it in the header `authorization: Bearer TOKEN`")
         given = _digest(authorization[len(_SCHEME) :].strip())
-        if _is_one_of(given, self._all):
-            return
-        if not _is_one_of(given, self._metrics):
+        # Each is compared, so that the time says nothing about which one it was.
+        matches = [token for token in self._tokens if hmac.compare_digest(given, token.digest)]
+        if not matches:
             raise UnauthenticatedError("the token is unknown here")
-        if scope != "metrics":
+        if scope == "teacher" and matches[0].scope != "teacher":
             raise PermissionDeniedError("this token opens the metrics alone")
+        return Caller(matches[0].name)
 
 
-def _digest(token: str) -> bytes:
-    return hashlib.sha256(token.encode()).digest()
-
-
-def _is_one_of(given: bytes, known: tuple[bytes, ...]) -> bool:
-    # Each is compared, so that the time says nothing about which one it was.
-    return sum(hmac.compare_digest(given, one) for one in known) > 0
+def _digest(secret: str) -> bytes:
+    # A header can hold what UTF-8 cannot; no such text is a token of ours.
+    return hashlib.sha256(secret.encode("utf-8", "surrogateescape")).digest()

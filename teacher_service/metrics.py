@@ -42,8 +42,11 @@ class Metrics:
             buckets=_SECONDS,
             registry=registry,
         )
-        self.queue_size = Gauge("teacher_queue_size", "Sequences that wait or compute.", registry=registry)
-        self.queue_tokens = Gauge("teacher_queue_tokens", "Tokens that wait or compute.", registry=registry)
+        self.held_bytes = Gauge(
+            "teacher_held_bytes", "Most bytes that the answers of requests in flight can have.", registry=registry
+        )
+        self.queue_size = Gauge("teacher_queue_size", "Sequences looked up, waiting or computing.", registry=registry)
+        self.queue_tokens = Gauge("teacher_queue_tokens", "Tokens looked up, waiting or computing.", registry=registry)
         self.batch_tokens = Histogram(
             "teacher_batch_tokens", "Tokens in a batch, without padding.", buckets=_TOKENS, registry=registry
         )
@@ -53,7 +56,12 @@ class Metrics:
         self.padding_tokens = Counter(
             "teacher_padding_tokens_total", "Padding that went through the model.", registry=registry
         )
-        self.shed = Counter("teacher_shed_total", "Requests refused, by reason.", ["reason"], registry=registry)
+        self.shed = Counter(
+            "teacher_shed_total",
+            "Requests refused at a bound: held_bytes, queue_sequences, queue_tokens.",
+            ["reason"],
+            registry=registry,
+        )
         self.joined = Counter(
             "teacher_joined_total", "Sequences that waited for the same one already in flight.", registry=registry
         )
@@ -74,5 +82,23 @@ class Metrics:
         )
         self.response_bytes = Counter(
             "teacher_response_bytes_total", "Bytes of payloads sent, by encoding.", ["encoding"], registry=registry
+        )
+        self.caller_requests = Gauge(
+            "teacher_caller_requests",
+            "Requests that wait, compute or are being sent, by the name of the caller's token.",
+            ["caller"],
+            registry=registry,
+        )
+        self.refused = Counter(
+            "teacher_refused_total",
+            "Requests refused at the door, by error: a missing, unknown or insufficient token.",
+            ["error"],
+            registry=registry,
+        )
+        self.token_reloads = Counter(
+            "teacher_token_reloads_total",
+            "Changes of the tokens file: used, or refused because it could not be.",
+            ["result"],
+            registry=registry,
         )
         self.ready = Gauge("teacher_ready", "1 while requests are accepted.", registry=registry)

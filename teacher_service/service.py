@@ -14,6 +14,7 @@ import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import structlog
@@ -22,16 +23,19 @@ import uvicorn
 from stillhouse.errors import ConfigurationError, StillhouseError
 from stillhouse.logs import configure_logging
 from teacher_service.addresses import address_of, bind, is_loopback
+from teacher_service.admission import Admission
 from teacher_service.app import build_app
 from teacher_service.auth import Access
 from teacher_service.backends import TeacherBackend, open_backend
 from teacher_service.cache import AnswerCache
 from teacher_service.embedded_redis import EmbeddedRedis
+from teacher_service.grpc_door import GrpcDoor
 from teacher_service.lifecycle import Lifecycle
 from teacher_service.metrics import Metrics
-from teacher_service.servicer import GrpcDoor
 from teacher_service.settings import TeacherSettings
 from teacher_service.teacher import Teacher
+from teacher_service.token_sources import tokens_of
+from teacher_service.token_watch import watch_tokens
 
 _LISTEN_BACKLOG = 2048
 
@@ -56,16 +60,16 @@ class TeacherService:
         self._settings = settings
         self._executor = executor
         self._opener = opener
-        self._access = Access.from_settings(settings)
-        self._cache = None if redis_url is None else self._open_cache(redis_url)
-        self._grpc = GrpcDoor(
-            self.lifecycle,
-            self.metrics,
+        self._access = Access(tokens_of(settings))
+        self._admission = Admission(
             self._access,
-            max_message_bytes=settings.max_message_bytes,
-            with_reflection=settings.reflection,
+            self.metrics,
+            max_requests_per_token=settings.max_requests_per_token,
+            max_seconds=settings.max_call_seconds,
         )
-        app = build_app(self.lifecycle, self.metrics, self._access, max_body_bytes=settings.max_message_bytes)
+        self._cache = None if redis_url is None else self._open_cache(redis_url)
+        self._grpc = GrpcDoor(self.lifecycle, self.metrics, self._admission, settings)
+        app = build_app(self.lifecycle, self.metrics, self._admission, max_body_bytes=settings.max_message_bytes)
         self._http = _HttpServer(
             uvicorn.Config(
                 app,
@@ -77,6 +81,7 @@ class TeacherService:
             )
         )
         self._http_task: asyncio.Task[None] | None = None
+        self._watch_task: asyncio.Task[None] | None = None
         self._teacher: Teacher | None = None
         self._stopping = asyncio.Event()
         self._is_closed = False
@@ -100,6 +105,9 @@ class TeacherService:
             http_socket.listen(_LISTEN_BACKLOG)
             stack.pop_all()
         self._http_task = asyncio.create_task(self._http.serve(sockets=[http_socket]), name="http")
+        if self._settings.tokens_file is not None:
+            read = partial(tokens_of, self._settings)
+            self._watch_task = asyncio.create_task(watch_tokens(read, self._access, self.metrics), name="tokens")
         logger.info(
             "listening", grpc=address_of(host, self.grpc_port), http=f"http://{address_of(host, self.http_port)}"
         )
@@ -180,6 +188,9 @@ class TeacherService:
             logger.info("stopped")
         if self._cache is not None:
             await self._cache.close()
+        if self._watch_task is not None:
+            self._watch_task.cancel()
+            await asyncio.wait({self._watch_task})
 
     def _open_cache(self, redis_url: str) -> AnswerCache:
         return AnswerCache(

@@ -79,6 +79,20 @@ class TeacherSettings(BaseSettings):
     content of a secret."""
     scrape_token: SecretStr | None = None
     """A token that opens /metrics alone. Not a flag. Example: the content of a secret."""
+    tokens_file: Path | None = None
+    """A file of tokens, one a line as NAME TOKEN [SCOPE], SCOPE being teacher or metrics; read again when it changes.
+    Example: /run/secrets/teacher/tokens."""
+    max_requests_per_token: Count = 256
+    """Most requests in flight of one token's name; more are refused with a pause to retry after. Where no token is set,
+    callers are held to max_concurrent_requests alone. Example: 256."""
+    max_connections: Count = 4096
+    """Most connections that each door keeps open; more are closed at once. Example: 4096."""
+    max_call_seconds: float = Field(default=1800.0, gt=0)
+    """Longest time for one request from its arrival to its last byte, in seconds, whatever deadline its caller set.
+    Example: 1800."""
+    send_stall_seconds: float = Field(default=60.0, gt=0)
+    """How long a caller may leave a chunk of a streamed answer unread, in seconds; then the answer is given up.
+    Example: 60."""
 
     cache: Literal["on", "off"] = "on"
     """Whether answers are remembered. Example: on."""
@@ -100,9 +114,12 @@ class TeacherSettings(BaseSettings):
     """Tokens, padding included, that go through the model at once; a longer sequence is a batch by itself.
     Example: 4096."""
     max_queue_sequences: Count = 4096
-    """Most sequences that wait or compute; more are refused with a pause to retry after. Example: 4096."""
+    """Most sequences that wait or compute; more are refused. Example: 4096."""
     max_queue_tokens: Count = 524_288
     """Most tokens that wait or compute; more are refused. Example: 524288."""
+    max_held_bytes: Count = 4 * 2**30
+    """Most bytes of answers held at once, made or to be made, until they have been sent: what slow readers can make the
+    service hold. More are refused. Example: 4294967296."""
     head_chunk_rows: Count = 256
     """Positions that go through the output head at once; with float32 logits and 50,000 tokens 256 take 51 MB.
     Example: 256."""
@@ -128,7 +145,11 @@ class TeacherSettings(BaseSettings):
     def _check_together(self) -> Self:
         if self.backend == "transformers":
             self.required_model()
-        for bound, limit in (("max_queue_sequences", "max_sequences"), ("max_queue_tokens", "max_request_tokens")):
+        for bound, limit in (
+            ("max_queue_sequences", "max_sequences"),
+            ("max_queue_tokens", "max_request_tokens"),
+            ("max_held_bytes", "max_answer_bytes"),
+        ):
             if getattr(self, bound) < getattr(self, limit):
                 raise ValueError(
                     f"{bound} ({getattr(self, bound)}) must be at least {limit} ({getattr(self, limit)}), "

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import pytest
-from pydantic import SecretStr
 
-from stillhouse.errors import ConfigurationError, PermissionDeniedError, UnauthenticatedError
-from teacher_service.auth import Access
-from teacher_service.settings import TeacherSettings
+from stillhouse.errors import PermissionDeniedError, UnauthenticatedError
+from teacher_service.auth import Access, Token
 
-ACCESS = Access(("first-token-0123456789", "second-token-012345678"), scrape_token="scrape-token-0123456789")
+SCRAPE = Token.of("scraper", "scrape-token-0123456789", "metrics")
+ACCESS = Access(
+    [Token.of("first", "first-token-0123456789"), Token.of("second", "second-token-012345678"), SCRAPE],
+)
 
 
 def test_without_any_token_everybody_may_ask() -> None:
@@ -40,12 +41,28 @@ def test_the_scrape_token_opens_the_metrics_alone() -> None:
 
 def test_a_scrape_token_alone_closes_the_rest() -> None:
     with pytest.raises(UnauthenticatedError):
-        Access(scrape_token="scrape-token-0123456789").check(None, "teacher")
+        Access([SCRAPE]).check(None, "teacher")
 
 
-def test_several_tokens_are_read_and_short_ones_refused() -> None:
-    settings = TeacherSettings(backend="fixture", tokens=SecretStr("a" * 16 + ", " + "b" * 16))
-    Access.from_settings(settings).check("Bearer " + "b" * 16, "teacher")
-    with pytest.raises(ConfigurationError, match="TEACHER_TOKENS must hold tokens of at least 16") as refusal:
-        Access.from_settings(TeacherSettings(backend="fixture", tokens=SecretStr("hunter2")))
-    assert "hunter2" not in str(refusal.value)
+def test_a_caller_is_known_by_the_name_of_the_token() -> None:
+    assert ACCESS.check("Bearer second-token-012345678", "teacher").name == "second"
+    assert Access().check("Bearer whatever-it-may-be", "teacher").name == "anonymous"
+
+
+def test_replaced_tokens_hold_from_the_next_call_on() -> None:
+    access = Access([Token.of("trainer", "old-token-0123456789")])
+    access.replace([Token.of("trainer", "new-token-0123456789")])
+    access.check("Bearer new-token-0123456789", "teacher")
+    with pytest.raises(UnauthenticatedError):
+        access.check("Bearer old-token-0123456789", "teacher")
+
+
+def test_a_closed_service_is_never_opened() -> None:
+    access = Access([SCRAPE])
+    with pytest.raises(ValueError, match="never opened while it runs"):
+        access.replace([])
+    assert not access.is_open
+
+
+def test_no_object_shows_a_token_or_its_digest() -> None:
+    assert repr(SCRAPE) == "Token(name='scraper', scope='metrics')"

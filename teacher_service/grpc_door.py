@@ -1,0 +1,90 @@
+"""The gRPC server: the teacher, health, and reflection where it is asked for, with bounds on what a caller may do.
+
+Who may come in is in `grpc_gate`, what is answered in `servicer`.
+"""
+
+from __future__ import annotations
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from stillhouse.teacher.v1 import teacher_service_pb2 as pb
+from stillhouse.teacher.v1 import teacher_service_pb2_grpc as pb_grpc
+from teacher_service.admission import Admission
+from teacher_service.grpc_gate import HEALTH_NAME, Gate
+from teacher_service.lifecycle import Lifecycle
+from teacher_service.metrics import Metrics
+from teacher_service.servicer import TeacherServicer
+from teacher_service.settings import TeacherSettings
+
+SERVICE_NAME = pb.DESCRIPTOR.services_by_name["TeacherService"].full_name
+
+# A client that dials and says nothing, or breaks off in the middle of a handshake.
+_HANDSHAKE_SECONDS = 10
+# A caller that has frozen or lost its network without a word is noticed within the sum of these two.
+_PING_AFTER_SECONDS = 30
+_PING_TIMEOUT_SECONDS = 20
+# How often a client may ping us; a client that pings more often than this is sent away.
+_MIN_CLIENT_PING_SECONDS = 10
+# Connections are renewed, so that replicas share the load anew and what is left in one that is never read comes back.
+_CONNECTION_IDLE_SECONDS = 600
+_CONNECTION_AGE_SECONDS = 1800
+# A status message of ours has at most 2,000 characters, a token a few hundred.
+_MAX_METADATA_BYTES = 16 * 1024
+# What one connection may ask at once; further calls wait at the client.
+_MAX_STREAMS_PER_CONNECTION = 1024
+
+
+def server_options(settings: TeacherSettings) -> list[tuple[str, int]]:
+    """Return gRPC's own bounds; times in milliseconds there."""
+    return [
+        ("grpc.max_receive_message_length", settings.max_message_bytes),
+        ("grpc.max_send_message_length", settings.max_message_bytes),
+        ("grpc.max_metadata_size", _MAX_METADATA_BYTES),
+        ("grpc.absolute_max_metadata_size", 2 * _MAX_METADATA_BYTES),
+        ("grpc.max_concurrent_streams", _MAX_STREAMS_PER_CONNECTION),
+        ("grpc.max_allowed_incoming_connections", settings.max_connections),
+        ("grpc.server_handshake_timeout_ms", _HANDSHAKE_SECONDS * 1000),
+        ("grpc.keepalive_time_ms", _PING_AFTER_SECONDS * 1000),
+        ("grpc.keepalive_timeout_ms", _PING_TIMEOUT_SECONDS * 1000),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.min_ping_interval_without_data_ms", _MIN_CLIENT_PING_SECONDS * 1000),
+        ("grpc.max_connection_idle_ms", _CONNECTION_IDLE_SECONDS * 1000),
+        ("grpc.max_connection_age_ms", _CONNECTION_AGE_SECONDS * 1000),
+        ("grpc.max_connection_age_grace_ms", round(settings.max_call_seconds * 1000)),
+        # Two services on one port would each get some of the calls.
+        ("grpc.so_reuseport", 0),
+    ]
+
+
+class GrpcDoor:
+    """The gRPC server; for one event loop."""
+
+    def __init__(self, lifecycle: Lifecycle, metrics: Metrics, admission: Admission, settings: TeacherSettings) -> None:
+        gate = Gate(admission, metrics, send_stall_seconds=settings.send_stall_seconds)
+        self._server = grpc.aio.server(interceptors=[gate], options=server_options(settings))
+        self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]  # its stubs know the threaded one only
+        servicer = TeacherServicer(lifecycle, metrics, settings.max_message_bytes)
+        pb_grpc.add_TeacherServiceServicer_to_server(servicer, self._server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        if settings.reflection:
+            names = (SERVICE_NAME, HEALTH_NAME, reflection.SERVICE_NAME)
+            reflection.enable_server_reflection(names, self._server)
+
+    async def open(self, address: str) -> int:
+        """Listen on host:port, not yet serving; return the port."""
+        port = self._server.add_insecure_port(address)
+        await self.set_serving(serving=False)
+        await self._server.start()
+        return port
+
+    async def set_serving(self, *, serving: bool) -> None:
+        """Say to health checks whether requests are accepted."""
+        status = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
+        for name in ("", SERVICE_NAME):
+            await self._health.set(name, status)
+
+    async def close(self, grace_seconds: float) -> None:
+        """Accept nothing new, let calls in flight finish within the grace, and end."""
+        await self._server.stop(grace_seconds)

@@ -1,0 +1,180 @@
+"""Every gRPC call passes here: its token, its place among those in flight, its bounds in time, its status, its count.
+
+No byte of a caller's message is read before the caller has a place. What a call means is in `servicer`; this knows
+method names only as far as health checks are open to all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
+from typing import Any, TypeAlias, cast
+
+import grpc
+import structlog
+from grpc_health.v1 import health_pb2
+
+from stillhouse.errors import (
+    InvalidRequestError,
+    OverloadedError,
+    PermissionDeniedError,
+    TeacherError,
+    TeacherTimeoutError,
+    UnauthenticatedError,
+)
+from stillhouse.status import status_of
+from teacher_service.admission import Admission
+from teacher_service.metrics import Metrics
+
+HEALTH_NAME = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
+OPEN_METHODS = frozenset({f"/{HEALTH_NAME}/Check", f"/{HEALTH_NAME}/Watch"})
+"""What needs no token."""
+
+_WATCH = f"/{HEALTH_NAME}/Watch"
+# A watcher costs a stream for as long as it likes and needs no token; a probe asks with Check.
+_MAX_WATCHERS = 64
+
+# A status waits behind an answer that is not read.
+_STATUS_SECONDS = 1.0
+
+Context = grpc.aio.ServicerContext[Any, Any]
+Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"  # generic to its stubs alone
+
+logger = structlog.get_logger(__name__)
+
+
+class Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic to its stubs alone
+    """Lets a call through to its handler, or answers it with what it may not have."""
+
+    def __init__(self, admission: Admission, metrics: Metrics, *, send_stall_seconds: float) -> None:
+        self._admission = admission
+        self._metrics = metrics
+        self._send_stall_seconds = send_stall_seconds
+        self._num_watchers = 0
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Handler:
+        """Return the handler of a call, behind the gate; a method that does not exist is refused like any other."""
+        method = handler_call_details.method
+        # None where there is no such method; the stubs do not know that.
+        handler: Handler | None = await continuation(handler_call_details)
+        if method == _WATCH and handler is not None:
+            return self._behind(handler, "Watch", lambda _: self._watching())
+        if method in OPEN_METHODS and handler is not None:
+            return handler
+        metadata = dict(handler_call_details.invocation_metadata or ())
+        authorization = _text(metadata.get("authorization"))
+
+        def admitted(context: Context) -> AbstractAsyncContextManager[None]:
+            return self._admitted(authorization, context)
+
+        if handler is None:
+            # Whoever has no token does not even learn what exists.
+            return self._behind(grpc.unary_unary_rpc_method_handler(cast("Any", _unknown)), "other", admitted)
+        return self._behind(handler, method.rpartition("/")[2], admitted)
+
+    def _behind(
+        self, handler: Handler, name: str, entering: Callable[[Context], AbstractAsyncContextManager[None]]
+    ) -> Handler:
+        """Return `handler` with everything that holds for every call around it.
+
+        As one that takes a stream of requests, whatever it is: on the wire they look the same, and gRPC then leaves
+        the reading to us.
+        """
+        # One of the four kinds is set. The stubs type them for the threaded server alone.
+        behaviour: Any = handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
+
+        async def answer_once(requests: AsyncIterator[Any], context: Context) -> Any:
+            async with self._counted(name, context), entering(context):
+                return await behaviour(requests if handler.request_streaming else await _only(requests), context)
+
+        async def answer_with_many(requests: AsyncIterator[Any], context: Context) -> None:
+            async with self._counted(name, context), entering(context):
+                answering = behaviour(requests if handler.request_streaming else await _only(requests), context)
+                if not inspect.isasyncgen(answering):
+                    await answering
+                    return
+                async with aclosing(answering) as messages:
+                    async for message in messages:
+                        await self._send(context, message)
+
+        codec = (handler.request_deserializer, handler.response_serializer)
+        if handler.response_streaming:
+            return grpc.stream_stream_rpc_method_handler(cast("Any", answer_with_many), *codec)
+        return grpc.stream_unary_rpc_method_handler(cast("Any", answer_once), *codec)
+
+    @asynccontextmanager
+    async def _admitted(self, authorization: str | None, context: Context) -> AsyncIterator[None]:
+        place = self._admission.enter(authorization)
+        # Not at the end of the block: until its last byte has gone, an answer is in flight.
+        context.add_done_callback(cast("Any", lambda _: place.leave()))
+        async with self._admission.bounded():
+            with structlog.contextvars.bound_contextvars(caller=place.caller.name):
+                yield
+
+    @asynccontextmanager
+    async def _watching(self) -> AsyncIterator[None]:
+        if self._num_watchers >= _MAX_WATCHERS:
+            self._metrics.shed.labels("watchers").inc()
+            raise OverloadedError(f"{_MAX_WATCHERS} callers watch the health, the most; ask with Check", 5.0)
+        self._num_watchers += 1
+        try:
+            yield
+        finally:
+            self._num_watchers -= 1
+
+    async def _send(self, context: Context, message: Any) -> None:
+        try:
+            async with asyncio.timeout(self._send_stall_seconds) as bound:
+                await context.write(message)
+        except TimeoutError as error:
+            if not bound.expired():
+                raise
+            self._metrics.shed.labels("not_read").inc()
+            raise TeacherTimeoutError(
+                f"the answer was given up: none of it was read for {self._send_stall_seconds:g} s"
+            ) from error
+
+    @asynccontextmanager
+    async def _counted(self, method: str, context: Context) -> AsyncIterator[None]:
+        """Count a call, and turn whatever it raises into its status."""
+        started = time.monotonic()
+        code = grpc.StatusCode.OK
+        try:
+            yield
+        except asyncio.CancelledError:
+            code = grpc.StatusCode.CANCELLED
+            raise
+        except Exception as error:
+            if isinstance(error, UnauthenticatedError | PermissionDeniedError):
+                self._metrics.refused.labels(type(error).__name__).inc()
+            elif not isinstance(error, TeacherError):
+                logger.exception("call_failed", method=method)
+            status = status_of(error)
+            code = status.code
+            context.set_trailing_metadata(status.trailing_metadata)
+            async with asyncio.timeout(_STATUS_SECONDS):
+                await context.abort(status.code, status.message)
+        finally:
+            self._metrics.requests.labels(method, code.name).inc()
+            self._metrics.request_duration.labels(method).observe(time.monotonic() - started)
+
+
+async def _only(requests: AsyncIterator[Any]) -> Any:
+    async for request in requests:
+        return request
+    raise InvalidRequestError("the call held no message")
+
+
+async def _unknown(_: object, context: Context) -> None:
+    await context.abort(grpc.StatusCode.UNIMPLEMENTED, "no such method")
+
+
+def _text(value: str | bytes | None) -> str | None:
+    return value.decode("latin-1") if isinstance(value, bytes) else value
