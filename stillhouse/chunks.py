@@ -14,7 +14,7 @@ from stillhouse.errors import StreamError
 CHUNK_BYTES = 2**20
 
 
-def split(payloads: Sequence[bytes], chunk_bytes: int = CHUNK_BYTES) -> Iterator[tuple[int, bytes]]:
+def split(payloads: Sequence[bytes | memoryview], chunk_bytes: int = CHUNK_BYTES) -> Iterator[tuple[int, bytes]]:
     """Yield the payloads laid end to end as chunks of `chunk_bytes` (the last one shorter), each with its offset."""
     if chunk_bytes < 1:
         raise ValueError(f"chunk_bytes must be at least 1; got {chunk_bytes}")

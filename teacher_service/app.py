@@ -77,6 +77,8 @@ def build_app(lifecycle: Lifecycle, metrics: Metrics, admission: Admission, *, m
         if lifecycle.phase == "ready" and _may_see_detail(access, request):
             teacher = lifecycle.teacher
             content |= {"model": teacher.description.model, "cache": teacher.cache_state}
+        elif lifecycle.phase == "loading" and _may_see_detail(access, request):
+            content["progress"] = str(lifecycle.progress)
         return JSONResponse(content, status_code=200 if lifecycle.phase == "ready" else 503)
 
     @app.get("/metrics", summary="Prometheus metrics.", response_class=Response)

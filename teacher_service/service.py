@@ -123,7 +123,7 @@ class TeacherService:
         loop = asyncio.get_running_loop()
         logger.info("loading", backend=self._settings.backend, model=self._settings.model)
         try:
-            backend = await loop.run_in_executor(self._executor, self._opener, self._settings)
+            backend = await loop.run_in_executor(self._executor, self._load_backend)
         except ConfigurationError:
             raise
         except Exception as error:  # what third-party model code raises knows no bounds
@@ -191,6 +191,10 @@ class TeacherService:
         if self._watch_task is not None:
             self._watch_task.cancel()
             await asyncio.wait({self._watch_task})
+
+    def _load_backend(self) -> TeacherBackend:
+        with self.lifecycle.progress.heard():
+            return self._opener(self._settings)
 
     def _open_cache(self, redis_url: str) -> AnswerCache:
         return AnswerCache(

@@ -13,7 +13,8 @@ from typing import Any
 import grpc
 
 from stillhouse.chunks import split
-from stillhouse.errors import EncodingNotOfferedError, RequestTooLongError
+from stillhouse.encodings import ValueType
+from stillhouse.errors import FingerprintMismatchError, InvalidRequestError, RequestTooLongError
 from stillhouse.messages import description_to_proto, request_from_proto
 from stillhouse.teacher.v1 import teacher_service_pb2 as pb
 from stillhouse.teacher.v1 import teacher_service_pb2_grpc as pb_grpc
@@ -23,6 +24,12 @@ from teacher_service.teacher import EncodedAnswer, Teacher
 
 # Beside the payloads a message holds field tags, timing and the fingerprint.
 _MESSAGE_OVERHEAD_BYTES = 4096
+
+_VALUE_TYPES: dict[int, ValueType | None] = {
+    pb.VALUE_TYPE_UNSPECIFIED: None,
+    pb.VALUE_TYPE_FLOAT32: "float32",
+    pb.VALUE_TYPE_BFLOAT16: "bfloat16",
+}
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -43,10 +50,20 @@ class TeacherServicer(pb_grpc.TeacherServiceServicer):
     async def GetOutputHead(  # noqa: N802 - as above
         self, request: pb.GetOutputHeadRequest, context: Context
     ) -> AsyncIterator[pb.GetOutputHeadResponse]:
-        """Refuse: hidden states are not on offer, so their head is of no use."""
-        del request, context
-        raise EncodingNotOfferedError("this teacher does not offer HIDDEN, and so no output head")
-        yield pb.GetOutputHeadResponse()
+        """Stream the output head in chunks, each sent when the caller has room for it."""
+        del context
+        description = self._lifecycle.teacher.description
+        if request.expected_fingerprint not in ("", description.fingerprint):
+            raise FingerprintMismatchError(
+                f"expected_fingerprint is {request.expected_fingerprint}, but this teacher's is "
+                f"{description.fingerprint}: its weights or settings have changed; describe it anew"
+            )
+        head = await self._lifecycle.head_bytes.get(_value_type(request))
+        self._metrics.response_bytes.labels("OutputHead").inc(head.num_bytes)
+        for offset, data in split(head.buffers):
+            yield pb.GetOutputHeadResponse(
+                offset=offset, total_bytes=head.num_bytes, data=data, fingerprint=description.fingerprint
+            )
 
     async def ComputeLogits(  # noqa: N802 - as above
         self, request: pb.ComputeLogitsRequest, context: Context
@@ -89,6 +106,12 @@ class TeacherServicer(pb_grpc.TeacherServiceServicer):
         async with teacher.answering(request) as answer:
             self._metrics.response_bytes.labels(type(request.encoding).__name__).inc(answer.num_bytes)
             yield answer
+
+
+def _value_type(request: pb.GetOutputHeadRequest) -> ValueType | None:
+    if request.value_type not in _VALUE_TYPES:
+        raise InvalidRequestError(f"value_type must be float32 or bfloat16; got number {request.value_type}")
+    return _VALUE_TYPES[request.value_type]
 
 
 def _timing(answer: EncodedAnswer) -> pb.Timing:
