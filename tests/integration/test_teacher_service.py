@@ -234,7 +234,7 @@ async def test_what_no_teacher_could_serve_is_refused_by_field(serve_teacher: Se
             (pb.LogitsRequest(sequences=[pb.Sequence(token_ids=[1] * 9000)], dense=pb.DenseEncoding()),
              "OUT_OF_RANGE", "sequences[0].token_ids: 9000 is over this teacher's limit of 8192 tokens"),
             (pb.LogitsRequest(sequences=[pb.Sequence(token_ids=[1])], hidden=pb.HiddenEncoding()),
-             "UNIMPLEMENTED", "encoding Hidden is not offered by this teacher; it offers Dense, TopK, Candidates"),
+             "UNIMPLEMENTED", "encoding Hidden is not offered by this teacher; it offers Dense, TopK, Sampled, Candidates"),
             (pb.LogitsRequest(expected_fingerprint="other", dense=pb.DenseEncoding()),
              "FAILED_PRECONDITION", "expected_fingerprint is other, but this teacher's is"),
         ):  # fmt: skip

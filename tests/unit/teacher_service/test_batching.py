@@ -1,4 +1,4 @@
-"""Batches within their budget, a queue within its bound, and work whose caller has gone."""
+"""Batches within their budget, and work whose caller has gone."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stillhouse.encodings import Dense
-from stillhouse.errors import OverloadedError, TeacherInternalError, TeacherUnavailableError
+from stillhouse.errors import TeacherInternalError, TeacherUnavailableError
 from stillhouse.request import Sequence
 from teacher_service.batching import Batcher, Computed, Job, Outcome, choose_batch
 from teacher_service.metrics import Metrics
@@ -44,10 +44,11 @@ class Model:
 class Running:
     """A batcher with its loop, as an async context."""
 
-    def __init__(self, model: Model, **bounds: int) -> None:
+    def __init__(self, model: Model) -> None:
         self._executor = ThreadPoolExecutor(1)
-        defaults = {"max_batch_tokens": 100, "max_queue_sequences": 4, "max_queue_tokens": 1000}
-        self.batcher = Batcher(model.compute, model.remember, self._executor, Metrics(), **{**defaults, **bounds})
+        self.batcher = Batcher(
+            model.compute, model.remember, self._executor, Metrics(), max_batch_tokens=100, measure=lambda *_: None
+        )
 
     async def __aenter__(self) -> Batcher:
         self._task = asyncio.create_task(self.batcher.run())
@@ -79,35 +80,6 @@ async def test_answers_are_remembered_before_they_are_given() -> None:
         batcher.submit([kept, passed])
         await kept.result
         assert model.remembered == [(b"a", b"1")]
-
-
-async def test_a_full_queue_refuses_all_of_a_request_and_says_when_to_come_again() -> None:
-    model = Model()
-    model.gate.clear()
-    async with Running(model, max_queue_sequences=4) as batcher:
-        held = [job(1), job(1), job(1)]
-        batcher.submit(held)
-        with pytest.raises(OverloadedError, match="holds 3 of at most 4 sequences and 2 more do not fit") as refusal:
-            batcher.submit([job(1), job(1)])
-        assert refusal.value.retry_after_seconds > 0
-        batcher.submit([job(1)])
-        model.gate.set()
-        for one in held:
-            await one.result
-
-
-async def test_the_queue_is_bounded_in_tokens_too() -> None:
-    async with Running(Model(), max_queue_tokens=10) as batcher:
-        with pytest.raises(OverloadedError, match="at most 10 tokens"):
-            batcher.submit([job(6), job(5)])
-
-
-async def test_what_was_answered_makes_room() -> None:
-    async with Running(Model(), max_queue_sequences=1) as batcher:
-        for _ in range(3):
-            one = job(1)
-            batcher.submit([one])
-            await one.result
 
 
 async def test_work_whose_caller_has_gone_never_reaches_the_model() -> None:
