@@ -10,13 +10,16 @@ from __future__ import annotations
 import importlib.util
 import json
 import warnings
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+from torch.distributed.tensor import DTensor
 
 from stillhouse.errors import ConfigurationError
 from stillhouse.gguf_conversion import convert_gguf
+from stillhouse.loading_progress import counting_weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -71,8 +74,20 @@ def load_causal_lm(
     device: torch.device | str = "cpu",
     attn_implementation: str | None = None,
     trust_remote_code: bool = False,
+    spread: Mapping[str, Any] | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
 ) -> PreTrainedModel:
     """Load a causal language model, in eval mode, onto a device.
+
+    Args:
+        folder: as `resolve_model` returns it.
+        dtype: to compute in.
+        device: where to; not looked at where `spread` is given.
+        attn_implementation: as `transformers` names it.
+        trust_remote_code: run Python code that lies in the folder.
+        spread: for a model larger than one device, what `from_pretrained` takes for it: `device_map` or
+            `distributed_config`.
+        on_progress: told how many tensors of how many have been read.
 
     Raises:
         ConfigurationError: no causal language model, an incomplete or truncated one, or weights that are not finite.
@@ -83,15 +98,17 @@ def load_causal_lm(
     auto: Any = transformers.AutoModelForCausalLM  # its own annotations do not know of loading info
     _check_folder(folder)
     try:
-        model, info = auto.from_pretrained(
-            folder,
-            dtype=dtype if dtype == "auto" else getattr(torch, dtype),
-            attn_implementation=attn_implementation,
-            trust_remote_code=trust_remote_code,
-            use_safetensors=True,
-            local_files_only=True,
-            output_loading_info=True,
-        )
+        with counting_weights(on_progress):
+            model, info = auto.from_pretrained(
+                folder,
+                dtype=dtype if dtype == "auto" else getattr(torch, dtype),
+                attn_implementation=attn_implementation,
+                trust_remote_code=trust_remote_code,
+                use_safetensors=True,
+                local_files_only=True,
+                output_loading_info=True,
+                **(spread or {}),
+            )
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         raise ConfigurationError(f"model {str(folder)!r} cannot be loaded: {_first_line(error)}") from error
     missing = sorted(info["missing_keys"])
@@ -101,7 +118,7 @@ def load_causal_lm(
             f"model {str(folder)!r} is incomplete: {len(missing)} weights are missing, the first is {missing[0]}"
         )
     check_weights_finite(model, str(folder))
-    loaded: PreTrainedModel = model.to(device).eval()
+    loaded: PreTrainedModel = (model if spread else model.to(device)).eval()
     return loaded
 
 
@@ -136,8 +153,10 @@ def check_weights_finite(module: torch.nn.Module, name: str) -> None:
         ConfigurationError: one does; the message names the model and the tensor.
     """
     for key, parameter in module.named_parameters():
-        if parameter.is_floating_point() and parameter.element_size() >= 2 and parameter.numel() > 0:
-            lowest, highest = parameter.detach().aminmax()  # one pass, no copy, and it hands NaN on
+        values = parameter.detach()
+        values = values.to_local() if isinstance(values, DTensor) else values  # each process sees to its own part
+        if values.is_floating_point() and values.element_size() >= 2 and values.numel() > 0 and not values.is_meta:
+            lowest, highest = values.aminmax()  # one pass, no copy, and it hands NaN on
             if not (torch.isfinite(lowest) and torch.isfinite(highest)):
                 raise ConfigurationError(
                     f"model {name!r}: the weights of {key} are not all finite; save it again, or take another copy"

@@ -26,6 +26,8 @@ class BackendDescription:
     the logits, and 0 where they are something that only the backend's own `head` understands. `max_sequence_tokens`
     is the longest sequence that the model was made for. `mode` says whether an answer's bytes follow from its
     request alone (`deterministic`) or agree to a tolerance (`throughput`). `tokens` are the tokenizer's, by id.
+    `shapes` names, for people, what else the bytes depend on in deterministic mode: the shapes that the model runs
+    in, and the machine. It is part of the fingerprint.
     """
 
     model: str
@@ -40,6 +42,7 @@ class BackendDescription:
     attention: str
     mode: str
     tokens: tuple[str, ...] = ()
+    shapes: str = ""
 
     @property
     def fingerprint(self) -> str:
@@ -50,7 +53,7 @@ class BackendDescription:
             device_kind=self.device_kind,
             torch_version=self.library_version,
             attention=self.attention,
-            mode=self.mode,
+            mode=f"{self.mode} {self.shapes}" if self.shapes else self.mode,
         )
 
 
@@ -77,12 +80,18 @@ class TeacherBackend(ABC):
         """Run one batch; the sequences have been checked against the description.
 
         Attention never crosses from one segment of a sequence to another, and neither padding nor the other
-        sequences of the batch change an answer by more than rounding.
+        sequences of the batch change an answer by more than rounding; in deterministic mode by not one bit.
+
+        Raises:
+            torch.OutOfMemoryError: the batch does not fit; a part of it is then tried.
         """
 
     @abstractmethod
     def head(self, hidden_rows: Tensor) -> Tensor:
-        """Turn `[p, D]` of what `forward` gave into logits `[p, V]`, of a floating-point dtype."""
+        """Turn `[p, D]` of what `forward` gave into logits `[p, V]`, of a floating-point dtype.
+
+        In deterministic mode the bits of a row follow from it, p and its index. Raises as `forward` does.
+        """
 
     def output_head(self) -> OutputHead | None:
         """Return the head with which a caller rebuilds the logits from `forward`'s rows; None offers no HIDDEN.

@@ -1,29 +1,31 @@
-"""Any causal language model of `transformers`, on one device.
+"""Any causal language model of `transformers`.
 
 Batches are right-padded rectangles without an attention mask: padding comes after every token that could be asked
 about, so a causal model never sees it. Position ids restart in every segment, and from them `transformers` itself
 builds block-causal masks, sliding windows included. Where that is seen not to keep segments apart (a recurrent
-state, or an attention kernel that looks at one row only), each segment becomes a row of its own. Shapes: B batch
-rows, L tokens, P positions, D hidden, V vocabulary.
+state, or an attention kernel that looks at one row only), and in deterministic mode, each segment becomes a row of
+its own. Shapes: B batch rows, L tokens, P positions, D hidden, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from collections.abc import Sequence as SequenceOf
 from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+import structlog
 import torch
 from torch import Tensor
 
 from stillhouse.errors import ConfigurationError
-from stillhouse.fingerprint import tokens_fingerprint, weights_fingerprint
-from stillhouse.models import DtypeName, has_tokenizer, load_causal_lm, load_tokenizer
+from stillhouse.fingerprint import tokens_fingerprint
+from stillhouse.payloads import OutputHead
 from stillhouse.request import Sequence
-from stillhouse.vocabulary import tokenizer_tokens
 from teacher_service.backends.base import BackendDescription, HiddenRows, TeacherBackend
+from teacher_service.backends.output_heads import UnderstoodHead, agree, understood_head
+from teacher_service.backends.placement import Placement
+from teacher_service.backends.shapes import FittedShape, FixedShapes, Pass, Shapes
+from teacher_service.progress import report
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -31,129 +33,132 @@ if TYPE_CHECKING:
 # Where a config names no bound of its own, as models without learnt positions may not.
 _UNBOUNDED_SEQUENCE_TOKENS = 2**20
 
-# What two ways to the same values may differ by, relative to the largest; float32 rounding is a tenth of it.
-_TOLERANCE = {torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 5e-2}
-
 # Twice as many ids as this are looked at: every real vocabulary has them.
 _PROBE_TOKENS = 8
 
+Row = tuple[SequenceOf[int], SequenceOf[int]]
+"""Token ids, and the lengths of the segments in them."""
+
+logger = structlog.get_logger(__name__)
+
 
 class TransformersBackend(TeacherBackend):
-    """Runs a model in eval mode under `torch.inference_mode`, without a key-value cache."""
+    """Runs a model in eval mode under `torch.inference_mode`, without a key-value cache.
 
-    def __init__(self, model: PreTrainedModel, *, name: str, tokens: tuple[str, ...] = ()) -> None:
+    Args:
+        model: the model, on its device or devices.
+        name: what to call it.
+        tokens: its tokenizer's, by id; empty where there is none.
+        pass_tokens: None is throughput mode. A number is deterministic mode, in passes of so many tokens each,
+            padding included; 1 is one row a pass, without padding.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, *, name: str, tokens: tuple[str, ...] = (), pass_tokens: int | None = None
+    ) -> None:
         # Typed loosely: what a model takes and gives differs by architecture.
-        self._model = untyped = cast("Any", model)
-        self._base: Any = untyped.base_model
-        self._head: Any = untyped.get_output_embeddings()
-        self._device = model.device
-        self._description = self._describe(model, name, tokens)
-        self._keeps_segments_apart = self._probe_segments()
-
-    @classmethod
-    def load(
-        cls,
-        folder: Path,
-        *,
-        name: str,
-        device: torch.device,
-        dtype: DtypeName = "auto",
-        attn_implementation: str | None = None,
-        trust_remote_code: bool = False,
-    ) -> TransformersBackend:
-        """Load the model, and the tokenizer's tokens where one lies beside it.
-
-        Raises:
-            ConfigurationError: the folder holds no model that can be run here.
-        """
-        model = load_causal_lm(
-            folder,
-            dtype=dtype,
-            device=device,
-            attn_implementation=attn_implementation,
-            trust_remote_code=trust_remote_code,
+        self._model: Any = cast("Any", model)
+        self._place = Placement(model)
+        report("probe")
+        vocabulary_size = self._probe_vocabulary(name)
+        self._understood = self._probe_head()
+        config = self._model.config.get_text_config()
+        longest = getattr(config, "max_position_embeddings", None) or _UNBOUNDED_SEQUENCE_TOKENS
+        self._shapes = self._choose_shapes(pass_tokens, longest)
+        self._keeps_segments_apart = pass_tokens is None and self._probe_segments()
+        report("fingerprint")
+        self._description = BackendDescription(
+            model=name,
+            weights_fingerprint=self._place.weights_fingerprint(),
+            tokenizer_fingerprint=tokens_fingerprint(tokens) if tokens else "",
+            vocabulary_size=vocabulary_size,
+            hidden_size=self._understood.head.hidden_size if self._understood else 0,
+            max_sequence_tokens=longest,
+            compute_dtype=str(model.dtype).removeprefix("torch."),
+            device_kind=self._place.device_kind(),
+            library_version=str(torch.__version__),
+            attention=str(config._attn_implementation),  # noqa: SLF001 - where transformers keeps what it chose
+            mode="throughput" if pass_tokens is None else "deterministic",
+            tokens=tokens,
+            shapes="" if pass_tokens is None else f"{self._shapes} on {self._place.machine_kind()}",
         )
-        tokens: tuple[str, ...] = ()
-        if has_tokenizer(folder):
-            tokens = tokenizer_tokens(load_tokenizer(folder, trust_remote_code=trust_remote_code))
-        return cls(model, name=name, tokens=tokens)
 
     def describe(self) -> BackendDescription:
         """Return what was worked out while loading."""
         return self._description
 
+    def output_head(self) -> OutputHead | None:
+        """Return the model's own head, scale and soft cap; None where they do not explain its logits."""
+        return self._understood.head if self._understood else None
+
     @torch.inference_mode()
     def forward(self, sequences: SequenceOf[Sequence]) -> HiddenRows:
-        """Return `[P, D]` for each sequence, or `[P, V]` where the head could not be told apart (see `head`)."""
-        segments = [sequence.segment_lengths or (len(sequence.token_ids),) for sequence in sequences]
-        if self._keeps_segments_apart:
-            # One row a sequence, its segments side by side.
-            row_ids = [list(sequence.token_ids) for sequence in sequences]
-            hidden_BLD = self._run(row_ids, segments)
-            whole = list(hidden_BLD)
-        else:
-            row_ids = [ids for s, lengths in zip(sequences, segments, strict=True) for ids in _cut(s, lengths)]
-            hidden_BLD = self._run(row_ids, [(len(ids),) for ids in row_ids])
-            rows = zip(hidden_BLD, row_ids, strict=True)
-            whole = [torch.cat([row[: len(ids)] for row, ids in islice(rows, len(lengths))]) for lengths in segments]
-        asked = tuple(
-            hidden_LD[torch.tensor(list(sequence.position_indices()), device=self._device)]
-            for hidden_LD, sequence in zip(whole, sequences, strict=True)
-        )
-        return HiddenRows(asked, padding_tokens=hidden_BLD.shape[0] * hidden_BLD.shape[1] - sum(map(len, row_ids)))
+        """Return `[P, D]` for each sequence, or `[P, V]` where the head is not understood (see `head`)."""
+        rows = [row for sequence in sequences for row in self._rows_of(sequence)]
+        done: dict[int, Tensor] = {}
+        computed = 0
+        for one in self._shapes.passes([len(ids) for ids, _ in rows]):
+            hidden_BLD = self._run([rows[index] for index in one.rows], one)
+            computed += one.height * one.width
+            done |= zip(one.rows, hidden_BLD, strict=False)
+        in_order = (done[index][: len(ids)] for index, (ids, _) in enumerate(rows))
+        asked = tuple(self._asked(sequence, in_order) for sequence in sequences)
+        return HiddenRows(asked, padding_tokens=computed - sum(len(sequence.token_ids) for sequence in sequences))
 
     @torch.inference_mode()
     def head(self, hidden_rows: Tensor) -> Tensor:
         """Return `[p, V]`: the output head's logits, or the rows as they are where `forward` gave logits already."""
-        if self._head is None:
-            return hidden_rows
-        logits: Tensor = self._head(hidden_rows)
-        return logits
+        return self._understood.head.logits(hidden_rows) if self._understood else hidden_rows
 
-    def _run(self, row_ids: SequenceOf[SequenceOf[int]], segments: SequenceOf[SequenceOf[int]]) -> Tensor:
-        longest = max(map(len, row_ids))
-        ids_BL = torch.zeros(len(row_ids), longest, dtype=torch.int64)
-        for row, ids in enumerate(row_ids):
-            ids_BL[row, : len(ids)] = torch.tensor(ids)
-        positions_BL = torch.stack([_position_ids(lengths, longest) for lengths in segments])
-        return self._hidden(ids_BL.to(self._device), positions_BL.to(self._device))
+    def _rows_of(self, sequence: Sequence) -> list[Row]:
+        """Return the sequence as rows of ids with their segment lengths: one with all of them, or one for each."""
+        lengths = sequence.segment_lengths or (len(sequence.token_ids),)
+        if self._keeps_segments_apart:
+            return [(sequence.token_ids, lengths)]
+        ids = iter(sequence.token_ids)
+        return [(tuple(islice(ids, length)), (length,)) for length in lengths]
+
+    def _asked(self, sequence: Sequence, hidden: Any) -> Tensor:
+        num_rows = 1 if self._keeps_segments_apart else max(1, len(sequence.segment_lengths))
+        rows = list(islice(hidden, num_rows))
+        whole_LD = rows[0] if len(rows) == 1 else torch.cat(rows)
+        # Copied, so that the answer's place in memory does not depend on its place in the pass.
+        return whole_LD[torch.tensor(list(sequence.position_indices()), device=whole_LD.device)]
+
+    def _run(self, rows: SequenceOf[Row], one: Pass) -> Tensor:
+        ids_BL = torch.zeros(one.height, one.width, dtype=torch.int64)
+        positions_BL = torch.arange(one.width).repeat(one.height, 1)
+        for index, (ids, segment_lengths) in enumerate(rows):
+            ids_BL[index, : len(ids)] = torch.tensor(ids)
+            positions_BL[index] = _position_ids(segment_lengths, one.width)
+        return self._hidden(ids_BL, positions_BL)
 
     def _hidden(self, ids_BL: Tensor, positions_BL: Tensor) -> Tensor:
-        inputs = {"input_ids": ids_BL, "position_ids": positions_BL, "use_cache": False}
-        if self._head is None:
+        inputs = self._inputs(ids_BL, positions_BL)
+        if self._understood is None:
             logits: Tensor = self._model(**inputs).logits
             return logits
-        hidden: Tensor = self._base(**inputs).last_hidden_state
+        hidden: Tensor = self._understood.base(**inputs).last_hidden_state
         return hidden
 
-    def _describe(self, model: PreTrainedModel, name: str, tokens: tuple[str, ...]) -> BackendDescription:
-        vocabulary_size, hidden_size = self._probe_head(name)
-        config = model.config.get_text_config()
-        return BackendDescription(
-            model=name,
-            weights_fingerprint=weights_fingerprint(model.state_dict()),
-            tokenizer_fingerprint=tokens_fingerprint(tokens) if tokens else "",
-            vocabulary_size=vocabulary_size,
-            hidden_size=hidden_size,
-            max_sequence_tokens=getattr(config, "max_position_embeddings", None) or _UNBOUNDED_SEQUENCE_TOKENS,
-            compute_dtype=str(model.dtype).removeprefix("torch."),
-            device_kind=_device_kind(self._device),
-            library_version=str(torch.__version__),
-            attention=str(config._attn_implementation),  # noqa: SLF001 - where transformers keeps what it chose
-            mode="throughput",
-            tokens=tokens,
-        )
+    def _inputs(self, ids_BL: Tensor, positions_BL: Tensor) -> dict[str, Any]:
+        device = self._place.input_device
+        return {"input_ids": ids_BL.to(device), "position_ids": positions_BL.to(device), "use_cache": False}
+
+    def _choose_shapes(self, pass_tokens: int | None, longest: int) -> Shapes:
+        if pass_tokens is None:
+            return FittedShape()
+        self._shapes = FixedShapes(pass_tokens, longest)
+        if pass_tokens == 1 or not (_mixes_rows(self._model.config.get_text_config()) or not self._probe_rows()):
+            return self._shapes
+        logger.warning("one_row_a_pass", reason="the bits of a row depend on the others of its pass")
+        return FixedShapes(1, longest)
 
     @torch.inference_mode()
-    def _probe_head(self, name: str) -> tuple[int, int]:
-        """Run a few tokens both ways: return V, and D where the output head alone explains the logits, else 0.
-
-        Soft-capping, a logit scale or an architecture that keeps its head elsewhere make the two differ; then the
-        model's own logits stand in for the hidden states, so that the answers are right in any case.
-        """
-        ids_BL = torch.arange(_PROBE_TOKENS, device=self._device).unsqueeze(0)
+    def _probe_vocabulary(self, name: str) -> int:
+        """Return V, having seen that the model runs at all."""
         try:
-            logits_BLV: Tensor = self._model(input_ids=ids_BL, position_ids=ids_BL, use_cache=False).logits
+            logits_BLV: Tensor = self._model(**self._probe_inputs()).logits
         except (AttributeError, TypeError) as error:
             raise ConfigurationError(f"model {name!r} cannot be served: it takes no position ids ({error})") from error
         if not torch.isfinite(logits_BLV).all():
@@ -161,33 +166,34 @@ class TransformersBackend(TeacherBackend):
                 f"model {name!r} gives logits that are not finite in {logits_BLV.dtype}: its weights are damaged, or "
                 "the dtype is too narrow for it (set dtype to float32)"
             )
-        vocabulary_size = logits_BLV.shape[-1]
-        if self._head is not None:
-            hidden_BLD = self._hidden(ids_BL, ids_BL)
-            if _agree(self._head(hidden_BLD), logits_BLV):
-                return vocabulary_size, hidden_BLD.shape[-1]
-        self._head = None
-        return vocabulary_size, 0
+        return logits_BLV.shape[-1]
+
+    @torch.inference_mode()
+    def _probe_head(self) -> UnderstoodHead | None:
+        return understood_head(self._model, self._probe_inputs())
 
     @torch.inference_mode()
     def _probe_segments(self) -> bool:
         """Return whether restarting position ids keep a segment from seeing the one before it, in two rows at once."""
-        first, second = list(range(_PROBE_TOKENS)), list(range(_PROBE_TOKENS, 0, -1))
-        alone = self._run([second], [(_PROBE_TOKENS,)])[0]
-        packed = self._run([first + second, second + second], [(_PROBE_TOKENS, _PROBE_TOKENS)] * 2)
-        return all(_agree(row[_PROBE_TOKENS:], alone) for row in packed)
+        first, second = tuple(range(_PROBE_TOKENS)), tuple(range(_PROBE_TOKENS, 0, -1))
+        alone = self._run([(second, (_PROBE_TOKENS,))], Pass((0,), 1, _PROBE_TOKENS))[0]
+        both = (_PROBE_TOKENS, _PROBE_TOKENS)
+        packed = self._run([(first + second, both), (second + second, both)], Pass((0, 1), 2, 2 * _PROBE_TOKENS))
+        return all(agree(row[_PROBE_TOKENS:], alone) for row in packed)
 
+    @torch.inference_mode()
+    def _probe_rows(self) -> bool:
+        """Return whether a row has the same bits alone and last among others, in one shape."""
+        shape = next(self._shapes.passes([_PROBE_TOKENS]))
+        probe: Row = (tuple(range(_PROBE_TOKENS)), (_PROBE_TOKENS,))
+        others: Row = (tuple(range(_PROBE_TOKENS, 0, -1)), (_PROBE_TOKENS,))
+        alone = self._run([probe], shape)[0, :_PROBE_TOKENS]
+        among = self._run([*[others] * (shape.height - 1), probe], shape)[-1, :_PROBE_TOKENS]
+        return torch.equal(alone, among)
 
-def _agree(ours: Tensor, theirs: Tensor) -> bool:
-    if ours.shape != theirs.shape:
-        return False
-    difference = (ours.float() - theirs.float()).abs().max()
-    return bool(difference <= _TOLERANCE[theirs.dtype] * theirs.float().abs().max())
-
-
-def _cut(sequence: Sequence, segment_lengths: SequenceOf[int]) -> Iterator[list[int]]:
-    ids = iter(sequence.token_ids)
-    return (list(islice(ids, length)) for length in segment_lengths)
+    def _probe_inputs(self) -> dict[str, Any]:
+        ids_BL = torch.arange(_PROBE_TOKENS).unsqueeze(0)
+        return self._inputs(ids_BL, ids_BL)
 
 
 def _position_ids(segment_lengths: SequenceOf[int], longest: int) -> Tensor:
@@ -196,6 +202,7 @@ def _position_ids(segment_lengths: SequenceOf[int], longest: int) -> Tensor:
     return torch.cat([torch.arange(length) for length in (*before, longest - sum(before))])
 
 
-def _device_kind(device: torch.device) -> str:
-    # Kernels, and with them the low bits, differ from one GPU model to another.
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+def _mixes_rows(config: Any) -> bool:
+    """Return whether tokens are gathered by expert: each expert's product then has a shape that all rows decide."""
+    names = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+    return any((getattr(config, name, None) or 0) > 1 for name in names)

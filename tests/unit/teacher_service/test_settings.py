@@ -25,8 +25,8 @@ def test_a_flag_wins_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_an_unknown_variable_is_refused_with_the_nearest_known() -> None:
-    with pytest.raises(ConfigurationError, match=r"TEACHER_MODLE is no setting .* did you mean TEACHER_MODEL\?"):
-        load_settings({"model": "smollm2"}, environment={"TEACHER_MODLE": "x"})
+    with pytest.raises(ConfigurationError, match=r"TEACHER_MODELL is no setting .* did you mean TEACHER_MODEL\?"):
+        load_settings({"model": "smollm2"}, environment={"TEACHER_MODELL": "x"})
 
 
 @pytest.mark.parametrize(

@@ -15,29 +15,6 @@ from teacher_service.backends.fixture import FixtureBackend
 from teacher_service.backends.transformers import TransformersBackend
 
 
-def test_a_head_that_explains_the_logits_is_used_apart(tiny_llama_folder: Path) -> None:
-    model = load_causal_lm(tiny_llama_folder)
-    backend = TransformersBackend(model, name="tiny")
-    assert backend.describe().hidden_size == model.config.hidden_size
-
-
-def test_logits_stand_in_where_the_head_does_not_explain_them() -> None:
-    from transformers import GraniteConfig, GraniteForCausalLM
-
-    config = GraniteConfig(
-        vocab_size=50, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
-        num_key_value_heads=1, logits_scaling=3.0,
-    )  # fmt: skip
-    model: Any = GraniteForCausalLM(config)
-    model.eval()
-    backend = TransformersBackend(model, name="granite")
-    assert backend.describe().hidden_size == 0
-    ids = (1, 2, 3)
-    rows = backend.forward([Sequence(ids, (), All())]).rows[0]
-    with torch.inference_mode():
-        torch.testing.assert_close(backend.head(rows), model(torch.tensor([ids])).logits[0])
-
-
 def test_weights_that_give_no_finite_logits_are_refused(tiny_llama_folder: Path) -> None:
     model: Any = load_causal_lm(tiny_llama_folder)
     with torch.no_grad():
