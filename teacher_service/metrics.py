@@ -59,6 +59,11 @@ class Metrics:
         self.padding_tokens = Counter(
             "teacher_padding_tokens_total", "Padding that went through the model.", registry=registry
         )
+        self.out_of_memory = Counter(
+            "teacher_out_of_memory_total",
+            "Batches, or parts of one, that did not fit into memory and were halved or refused.",
+            registry=registry,
+        )
         self.shed = Counter(
             "teacher_shed_total",
             "Given up at a bound: requests, queue_sequences, queue_tokens, held_bytes, token, not_read, watchers.",
@@ -102,6 +107,17 @@ class Metrics:
             "teacher_token_reloads_total",
             "Changes of the tokens file: used, or refused because it could not be.",
             ["result"],
+            registry=registry,
+        )
+        self.certificate_reloads = Counter(
+            "teacher_certificate_reloads_total",
+            "Changes of the TLS files: used, or refused because they could not be.",
+            ["result"],
+            registry=registry,
+        )
+        self.certificate_expiry = Gauge(
+            "teacher_certificate_expiry_timestamp_seconds",
+            "When the TLS certificate in use ends, in seconds since 1970; 0 without TLS.",
             registry=registry,
         )
         self.ready = Gauge("teacher_ready", "1 while requests are accepted.", registry=registry)

@@ -25,7 +25,7 @@ from teacher_service.backends import BackendDescription, TeacherBackend
 from teacher_service.batching import Batcher, Computed, Job
 from teacher_service.cache import AnswerCache
 from teacher_service.capacity import Capacity, Place
-from teacher_service.computing import BatchComputer
+from teacher_service.computing import BatchComputer, answers_fingerprint
 from teacher_service.metrics import Metrics
 from teacher_service.settings import TeacherSettings
 from teacher_service.single_flight import SingleFlight, Ticket
@@ -75,7 +75,9 @@ class Teacher:
             self._remember,
             executor,
             metrics,
-            max_batch_tokens=settings.max_batch_tokens,
+            budget=lambda: settings.max_batch_tokens,
+            padded_tokens=backend.padded_tokens,
+            max_queue_delay_seconds=settings.max_queue_delay_seconds,
             measure=self._capacity.measure,
         )
         self.running = asyncio.create_task(self._batcher.run(), name="batcher")
@@ -229,7 +231,7 @@ def _describe(
     limits = settings.limits
     return TeacherDescription(
         model=backend.model,
-        fingerprint=backend.fingerprint,
+        fingerprint=answers_fingerprint(backend, head_chunk_rows=settings.head_chunk_rows),
         weights_fingerprint=backend.weights_fingerprint,
         tokenizer_fingerprint=backend.tokenizer_fingerprint,
         vocabulary_size=backend.vocabulary_size,
