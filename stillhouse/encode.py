@@ -7,18 +7,24 @@ logits' dtype. Knows nothing of bytes, batches or models.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from stillhouse import draws
 from stillhouse.encodings import Candidates, Dense, Encoding, Hidden, Sampled, TopK, ValueType
 from stillhouse.errors import EncodingNotOfferedError, InvalidRequestError, TeacherInternalError
-from stillhouse.payloads import CandidateLogits, DenseLogits, HiddenStates, Payload, TopKLogits
+from stillhouse.head_and_tail import head_and_tail, top_k_ids
+from stillhouse.payloads import CandidateLogits, DenseLogits, HiddenStates, Payload, SampledCounts, TopKLogits
 from stillhouse.request import Sequence
 from stillhouse.tensor_bytes import DTYPES
+
+# The logits that are worked on at once: on the host few enough for its caches, on a device enough to fill it. They
+# bound what encoding needs beside its chunk, to some 8 times as many bytes in float32 and 40 times in float64 (draws).
+_HOST_BLOCK_ELEMENTS = 2**18
+_DEVICE_BLOCK_ELEMENTS = 2**24
 
 
 def encode_logits(
@@ -47,17 +53,18 @@ def encode_logits(
         ValueError: chunks that are not `[p, V >= N]`, or that do not add up to the positions asked for.
     """
     num_positions, temperature = sequence.num_positions, float(temperature)
-    chunks = _numbered(_checked(row_chunks, vocabulary_size), num_positions)
+    width = encoding.draws if isinstance(encoding, Sampled) else 1
+    blocks = _blocks(_checked(row_chunks, vocabulary_size), num_positions, max(width, vocabulary_size))
     match encoding:
         case Dense(value_type):
             columns = {"logits": _Column((vocabulary_size,), DTYPES[value_type])}
-            rows = _collect(chunks, columns, lambda x, _: (_cast(x, "dense", value_type),), num_positions)
+            rows = _collect(blocks, columns, lambda x, _: (_cast(x, "dense", value_type),), num_positions)
             return DenseLogits(rows["logits"])
         case TopK(k, value_type):
             if k > vocabulary_size:
                 raise InvalidRequestError(f"top_k.k must be at most the vocabulary size {vocabulary_size}; got {k}")
             columns = {"token_ids": _Column((k,), torch.int32), **_named_columns(k, value_type)}
-            rows = _collect(chunks, columns, lambda x, _: _top_k(x, k, value_type, temperature), num_positions)
+            rows = _collect(blocks, columns, lambda x, _: _top_k(x, k, value_type, temperature), num_positions)
             return TopKLogits(**rows, temperature=temperature, vocabulary_size=vocabulary_size)
         case Candidates(token_ids, value_type):
             ids = _candidate_ids(token_ids, sequence, vocabulary_size)
@@ -66,10 +73,10 @@ def encode_logits(
                 ids_PK = (ids if ids.dim() == 1 else ids[rows]).to(x_PN.device, torch.int64).expand(len(x_PN), -1)
                 return _named(x_PN, ids_PK, "candidates", value_type, temperature)
 
-            rows = _collect(chunks, _named_columns(ids.shape[-1], value_type), named, num_positions)
+            rows = _collect(blocks, _named_columns(ids.shape[-1], value_type), named, num_positions)
             return CandidateLogits(ids, **rows, temperature=temperature, vocabulary_size=vocabulary_size)
-        case Sampled():
-            raise EncodingNotOfferedError("encoding Sampled is not offered: use Dense or TopK")
+        case Sampled(num_draws, seed):
+            return _sampled(blocks, sequence, num_draws, seed, temperature, vocabulary_size)
         case Hidden():
             raise EncodingNotOfferedError("encoding Hidden is not made from logits: see encode_hidden")
 
@@ -107,6 +114,30 @@ def _candidate_ids(token_ids: tuple[int, ...], sequence: Sequence, vocabulary_si
     return torch.tensor(token_ids or asked, dtype=torch.int32)
 
 
+def _sampled(
+    blocks: Iterator[tuple[Tensor, slice]],
+    sequence: Sequence,
+    num_draws: int,
+    seed: int,
+    temperature: float,
+    vocabulary_size: int,
+) -> SampledCounts:
+    key, positions = draws.content_key(sequence, seed), sequence.position_indices()
+    offsets = torch.zeros(len(positions) + 1, dtype=torch.int64)
+    entropy = torch.empty(len(positions))
+    ids, counts = [], []
+    for x_PN, rows in blocks:
+        uniforms_PS = draws.uniforms(key, positions[rows], num_draws)
+        ids_PS, entropy[rows] = draws.draw(x_PN, uniforms_PS, temperature)
+        entries, block_ids, block_counts = draws.distinct(ids_PS)
+        offsets[1:][rows] = entries
+        ids.append(block_ids)
+        counts.append(block_counts)
+    return SampledCounts(
+        offsets.cumsum(0), torch.cat(ids), torch.cat(counts), entropy, num_draws, temperature, vocabulary_size
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class _Column:
     """What one tensor of a payload holds for each position."""
@@ -127,27 +158,34 @@ def _named_columns(count: int, value_type: ValueType) -> dict[str, _Column]:
 
 
 def _collect(
-    chunks: Iterator[tuple[Tensor, slice]],
+    blocks: Iterator[tuple[Tensor, slice]],
     columns: dict[str, _Column],
     reduce: Callable[[Tensor, slice], tuple[Tensor, ...]],
     num_positions: int,
 ) -> dict[str, Tensor]:
-    """Reduce each chunk and lay the results end to end on the host, by the name of their column."""
+    """Reduce each block and lay the results end to end on the host, by the name of their column."""
     whole = {name: torch.empty(num_positions, *c.shape, dtype=c.dtype) for name, c in columns.items()}
-    for chunk, rows in chunks:
-        for column, part in zip(whole.values(), reduce(chunk, rows), strict=True):
+    for block, rows in blocks:
+        for column, part in zip(whole.values(), reduce(block, rows), strict=True):
             column[rows] = part
     return whole
 
 
-def _numbered(chunks: Iterator[Tensor], num_positions: int) -> Iterator[tuple[Tensor, slice]]:
-    """Say with each chunk which rows of the answer it holds, and see that they come to P."""
+def _blocks(chunks: Iterator[Tensor], num_positions: int, width: int) -> Iterator[tuple[Tensor, slice]]:
+    """Cut chunks into blocks, each with the rows of the answer that it holds; see that they come to P.
+
+    `width` is how many elements are worked on for each row.
+    """
     end = 0
     for chunk in chunks:
-        start, end = end, end + len(chunk)
-        if end > num_positions:
-            raise ValueError(f"row_chunks hold at least {end} rows, where {num_positions} positions are asked for")
-        yield chunk, slice(start, end)
+        if end + len(chunk) > num_positions:
+            raise ValueError(
+                f"row_chunks hold at least {end + len(chunk)} rows, where {num_positions} positions are asked for"
+            )
+        elements = _HOST_BLOCK_ELEMENTS if chunk.device.type == "cpu" else _DEVICE_BLOCK_ELEMENTS
+        for block in torch.split(chunk, max(1, elements // width)):
+            start, end = end, end + len(block)
+            yield block, slice(start, end)
     if end != num_positions:
         raise ValueError(f"row_chunks hold {end} rows, where {num_positions} positions are asked for")
 
@@ -187,48 +225,11 @@ def _cast(values: Tensor, field: str, value_type: ValueType) -> Tensor:
     return cast
 
 
+def _named(x_PN: Tensor, ids_PK: Tensor, field: str, value_type: ValueType, temperature: float) -> tuple[Tensor, ...]:
+    logits_PK, *statistics = head_and_tail(x_PN, ids_PK, temperature)
+    return (_cast(logits_PK, field, value_type), *statistics)
+
+
 def _top_k(x_PN: Tensor, k: int, value_type: ValueType, temperature: float) -> tuple[Tensor, ...]:
     ids_PK = top_k_ids(x_PN, k)
     return (ids_PK.int(), *_named(x_PN, ids_PK, "top_k", value_type, temperature))
-
-
-def _named(x_PN: Tensor, ids_PK: Tensor, field: str, value_type: ValueType, temperature: float) -> tuple[Tensor, ...]:
-    """Return the logits at named ids, and the four statistics of head and tail."""
-    head_PK = x_PN.gather(1, ids_PK)
-    tail_PN = x_PN.float().scatter(1, ids_PK, -math.inf)
-    largest_P1 = x_PN.float().amax(dim=1, keepdim=True)
-    statistics = _head_and_tail(head_PK.float(), tail_PN, largest_P1, 1.0)
-    tempered = statistics if temperature == 1 else _head_and_tail(head_PK.float(), tail_PN, largest_P1, temperature)
-    return (_cast(head_PK, field, value_type), *statistics, *tempered)
-
-
-def top_k_ids(x_PN: Tensor, k: int) -> Tensor:
-    """Return the ids `[P, K]` int64 of the k largest, by falling value; among equals the lower id comes first."""
-    # One more than asked tells whether the last of the head has an equal in the tail: topk promises nothing of ties.
-    values, ids = x_PN.topk(min(k + 1, x_PN.shape[1]), dim=1)
-    if values.shape[1] > k:
-        tied = values[:, k] == values[:, k - 1]
-        ids = ids[:, :k]
-        if tied.any():
-            ids[tied] = _lowest_ids_of_the_k_largest(x_PN[tied], values[tied, k - 1 : k], k)
-    ids, _ = ids.sort(dim=1)
-    order = x_PN.gather(1, ids).argsort(dim=1, descending=True, stable=True)
-    return ids.gather(1, order)
-
-
-def _lowest_ids_of_the_k_largest(x_PN: Tensor, last_P1: Tensor, k: int) -> Tensor:
-    above, equal = x_PN > last_P1, x_PN == last_P1
-    wanted = k - above.sum(dim=1, keepdim=True)
-    chosen = above | (equal & (equal.cumsum(dim=1) <= wanted))
-    return chosen.nonzero()[:, 1].view(-1, k)
-
-
-def _head_and_tail(head_PK: Tensor, tail_PN: Tensor, largest_P1: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """Return log-normaliser and log tail mass at a temperature, each `[P]`.
-
-    All logits are taken relative to the largest, so that the mass of a tail keeps its digits beside logits of 1e4.
-    """
-    head = torch.logsumexp((head_PK - largest_P1) / temperature, dim=1)
-    tail = torch.logsumexp((tail_PN - largest_P1) / temperature, dim=1)
-    relative = torch.logaddexp(head, tail)
-    return largest_P1[:, 0] / temperature + relative, tail - relative

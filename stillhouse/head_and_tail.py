@@ -1,0 +1,60 @@
+"""The logits at some ids of each row, and how much all others weigh.
+
+Each row's numbers follow from that row alone, bit by bit, whatever stands beside it: see `row_math`.
+Shapes: P rows, N logits each, K ids.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from stillhouse import row_math
+
+
+def head_and_tail(x_PN: Tensor, ids_PK: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Return the logits at the ids `[P, K]`, and four statistics `[P]` float32 as `TopKLogits` describes them.
+
+    They are log-normaliser and log tail mass at T = 1, and both at the temperature. The ids of a row are distinct.
+    """
+    head_PK = x_PN.gather(1, ids_PK)
+    # All logits are taken relative to the largest, so that the mass of a tail keeps its digits beside logits of 1e4.
+    x_PN = x_PN.float()
+    largest_P1 = x_PN.amax(dim=1, keepdim=True)
+    tail_PN = (x_PN - largest_P1).scatter_(1, ids_PK, -math.inf)
+    relative_PK = head_PK.float() - largest_P1
+    untempered = _statistics(relative_PK, tail_PN, largest_P1[:, 0])
+    if temperature == 1:
+        return (head_PK, *untempered, *untempered)
+    tempered = _statistics(relative_PK / temperature, tail_PN.div_(temperature), largest_P1[:, 0] / temperature)
+    return (head_PK, *untempered, *tempered)
+
+
+def _statistics(head_PK: Tensor, tail_PN: Tensor, largest_P: Tensor) -> tuple[Tensor, Tensor]:
+    """Return log-normaliser and log tail mass of logits that are given relative to the largest."""
+    head_P, tail_P = row_math.row_logsumexp(head_PK), row_math.row_logsumexp(tail_PN)
+    relative_P = row_math.row_logsumexp(torch.stack((head_P, tail_P), dim=1))
+    return largest_P + relative_P, tail_P - relative_P
+
+
+def top_k_ids(x_PN: Tensor, k: int) -> Tensor:
+    """Return the ids `[P, K]` int64 of the k largest, by falling value; among equals the lower id comes first."""
+    # One more than asked tells whether the last of the head has an equal in the tail: topk promises nothing of ties.
+    values, ids = x_PN.topk(min(k + 1, x_PN.shape[1]), dim=1)
+    if values.shape[1] > k:
+        tied = values[:, k] == values[:, k - 1]
+        ids = ids[:, :k]
+        if tied.any():
+            ids[tied] = _lowest_ids_of_the_k_largest(x_PN[tied], values[tied, k - 1 : k], k)
+    ids, _ = ids.sort(dim=1)
+    order = x_PN.gather(1, ids).argsort(dim=1, descending=True, stable=True)
+    return ids.gather(1, order)
+
+
+def _lowest_ids_of_the_k_largest(x_PN: Tensor, last_P1: Tensor, k: int) -> Tensor:
+    above, equal = x_PN > last_P1, x_PN == last_P1
+    wanted = k - above.sum(dim=1, keepdim=True)
+    chosen = above | (equal & (equal.cumsum(dim=1) <= wanted))
+    return chosen.nonzero()[:, 1].view(-1, k)
