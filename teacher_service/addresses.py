@@ -6,6 +6,7 @@ Knows nothing of what is served there.
 from __future__ import annotations
 
 import socket
+from pathlib import Path
 
 from stillhouse.errors import ConfigurationError
 
@@ -45,3 +46,10 @@ def address_of(host: str, port: int) -> str:
 def is_loopback(host: str) -> bool:
     """Return whether only this machine can reach what listens there."""
     return host == "localhost" or host.startswith("127.") or host == "::1"
+
+
+def bind_unix(path: Path) -> socket.socket:
+    """Bind a Unix socket, not yet listening, that its folder's permissions guard."""
+    bound = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    bound.bind(str(path))
+    return bound

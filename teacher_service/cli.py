@@ -25,7 +25,7 @@ def _verbs() -> None:
 def _serve(**flags: Any) -> None:
     """Serve a teacher over gRPC and HTTP until SIGTERM or Ctrl-C."""
     settings = load_settings(flags)
-    from teacher_service.service import run
+    from teacher_service.process import run
 
     raise typer.Exit(run(settings))
 

@@ -5,6 +5,9 @@ Who may come in is in `grpc_gate`, what is answered in `servicer`.
 
 from __future__ import annotations
 
+import asyncio
+from pathlib import Path
+
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
@@ -59,25 +62,36 @@ def server_options(settings: TeacherSettings) -> list[tuple[str, int]]:
 
 
 class GrpcDoor:
-    """The gRPC server; for one event loop."""
+    """The gRPC server and, where TLS closes it to probes, one of health alone on a Unix socket; for one event loop."""
 
     def __init__(self, lifecycle: Lifecycle, metrics: Metrics, admission: Admission, settings: TeacherSettings) -> None:
         gate = Gate(admission, metrics, send_stall_seconds=settings.send_stall_seconds)
-        self._server = grpc.aio.server(interceptors=[gate], options=server_options(settings))
+        options = server_options(settings)
+        self._server = grpc.aio.server(interceptors=[gate], options=options)
+        self._health_server = grpc.aio.server(interceptors=[gate], options=options)
         self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]  # its stubs know the threaded one only
         servicer = TeacherServicer(lifecycle, metrics, settings.max_message_bytes)
         pb_grpc.add_TeacherServiceServicer_to_server(servicer, self._server)
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        for server in (self._server, self._health_server):
+            health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         if settings.reflection:
             names = (SERVICE_NAME, HEALTH_NAME, reflection.SERVICE_NAME)
             reflection.enable_server_reflection(names, self._server)
 
-    async def open(self, address: str) -> int:
+    async def open(self, address: str, credentials: grpc.ServerCredentials | None = None) -> int:
         """Listen on host:port, not yet serving; return the port."""
-        port = self._server.add_insecure_port(address)
+        if credentials is None:
+            port = self._server.add_insecure_port(address)
+        else:
+            port = self._server.add_secure_port(address, credentials)
         await self.set_serving(serving=False)
         await self._server.start()
         return port
+
+    async def open_health(self, path: Path) -> None:
+        """Listen for health checks alone on a Unix socket."""
+        self._health_server.add_insecure_port(f"unix:{path}")
+        await self._health_server.start()
 
     async def set_serving(self, *, serving: bool) -> None:
         """Say to health checks whether requests are accepted."""
@@ -87,4 +101,4 @@ class GrpcDoor:
 
     async def close(self, grace_seconds: float) -> None:
         """Accept nothing new, let calls in flight finish within the grace, and end."""
-        await self._server.stop(grace_seconds)
+        await asyncio.gather(self._server.stop(grace_seconds), self._health_server.stop(grace_seconds))

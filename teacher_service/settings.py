@@ -94,6 +94,17 @@ class TeacherSettings(BaseSettings):
     tokens_file: Path | None = None
     """A file of tokens, one a line as NAME TOKEN [SCOPE], SCOPE being teacher or metrics; read again when it changes.
     Example: /run/secrets/teacher/tokens."""
+    tls_certificate: Path | None = None
+    """A PEM file with this service's certificate, and those between it and its authority: both doors then speak TLS
+    alone. Read again when it changes. Example: /run/secrets/tls/tls.crt."""
+    tls_key: Path | None = None
+    """A PEM file with the certificate's private key, unencrypted. Example: /run/secrets/tls/tls.key."""
+    tls_client_ca: Path | None = None
+    """A PEM file with the authority whose certificates clients must show: mutual TLS. Example:
+    /run/secrets/tls/ca.crt."""
+    plain_port: Port = 8002
+    """With TLS on, the port that answers health probes and scrapers without it: /livez, /readyz, grpc.health.v1 and
+    /metrics alone. Without TLS it is not opened; 0 is any free one. Example: 8002."""
     max_requests_per_token: Count = 256
     """Most requests in flight of one token's name; more are refused with a pause to retry after. Where no token is set,
     callers are held to max_concurrent_requests alone. Example: 256."""
@@ -125,6 +136,8 @@ class TeacherSettings(BaseSettings):
     max_batch_tokens: Count = 4096
     """Tokens, padding included, that go through the model at once; a longer sequence is a batch by itself.
     Example: 4096."""
+    max_queue_delay_seconds: float = Field(default=0.002, ge=0)
+    """How long a batch that is not full waits for company while the model is idle, in seconds. Example: 0.002."""
     max_concurrent_requests: Count = 1024
     """Most requests in flight of all callers together, from their arrival until their answers have been sent; more are
     refused with a pause to retry after. Example: 1024."""
@@ -155,6 +168,21 @@ class TeacherSettings(BaseSettings):
     """The least severe events that are logged. Example: info."""
     log_format: Literal["auto", "json", "text"] = "auto"
     """How events are logged: auto is text on a terminal and JSON elsewhere. Example: json."""
+
+    @model_validator(mode="after")
+    def _check_tls(self) -> Self:
+        for name, other in (
+            ("tls_certificate", "tls_key"),
+            ("tls_key", "tls_certificate"),
+            ("tls_client_ca", "tls_certificate"),
+        ):
+            if getattr(self, name) is not None and getattr(self, other) is None:
+                raise ValueError(f"{name} is set and {other} is not; set both, or neither")
+        ports = [self.http_port, self.grpc_port, *([self.plain_port] if self.tls_certificate else [])]
+        taken = [port for port in ports if port]
+        if len(set(taken)) < len(taken):
+            raise ValueError(f"http_port, grpc_port and plain_port must differ; got {', '.join(map(str, ports))}")
+        return self
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:

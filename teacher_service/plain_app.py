@@ -1,0 +1,53 @@
+"""What HTTP answers on the plain port beside TLS: whether the service lives, whether it is ready, and the metrics.
+
+Nothing here tells more than its status to whoever has no token, even where none is set: this port is for probes that
+carry neither certificate nor secret, and for a scraper with its token.
+"""
+
+from __future__ import annotations
+
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from stillhouse.errors import TeacherError, UnauthenticatedError
+from teacher_service.auth import Access
+from teacher_service.lifecycle import Lifecycle
+from teacher_service.metrics import Metrics
+
+ROUTES = ("/livez", "/readyz", "/metrics")
+
+
+def build_plain_app(lifecycle: Lifecycle, metrics: Metrics, access: Access) -> ASGIApp:
+    """Return the application: three routes, GET and HEAD, and nothing else."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            await _answer(Request(scope))(scope, receive, send)
+
+    def _answer(request: Request) -> Response:
+        path = request.url.path
+        if path not in ROUTES:
+            return _problem(404, f"this port answers {', '.join(ROUTES)} alone")
+        if request.method not in ("GET", "HEAD"):
+            return _problem(405, "GET alone")
+        if path == "/livez":
+            return JSONResponse({"status": "alive"})
+        if path == "/readyz":
+            return JSONResponse({"status": lifecycle.phase}, 200 if lifecycle.phase == "ready" else 503)
+        try:
+            if access.is_open:
+                raise UnauthenticatedError("metrics need a token on this port: set TEACHER_SCRAPE_TOKEN")
+            access.check(request.headers.get("authorization"), "metrics")
+        except TeacherError as error:
+            metrics.refused.labels(type(error).__name__).inc()
+            return _problem(error.http_status, str(error), {"www-authenticate": "Bearer"})
+        return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+    return app
+
+
+def _problem(status: int, detail: str, headers: dict[str, str] | None = None) -> Response:
+    content = {"type": "about:blank", "status": status, "detail": detail}
+    return JSONResponse(content, status, headers, "application/problem+json")
