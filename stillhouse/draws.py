@@ -19,6 +19,7 @@ from torch import Tensor
 
 from stillhouse import row_math
 from stillhouse.request import Sequence
+from stillhouse.row_math import Array
 
 _PURPOSE = b"stillhouse draws"  # BLAKE2's personalisation: 16 bytes, so that no other hash of the content is this one
 
@@ -65,29 +66,43 @@ def draw(logits_PN: Tensor, uniforms_PS: Tensor, temperature: float) -> tuple[Te
     if temperature != 1:
         x_PN.div_(temperature)
     x_PN.clamp_(min=_NO_WEIGHT)
-    weights_PN = row_math.exp(x_PN)
+    log_weights_PN = row_math.as_array(x_PN)
+    weights_PN = row_math.exp(log_weights_PN)
     levels = [weights_PN]
     while levels[-1].shape[1] > 1:
-        levels.append(row_math.halved(levels[-1]))
-    total_P1 = levels[-1]
-    # H = -sum(p log p), with log p = x - log(total).
-    entropy_P = row_math.log(total_P1[:, 0]) - row_math.row_sums_(x_PN.mul_(weights_PN)) / total_P1[:, 0]
-    return _descend(levels, uniforms_PS.to(x_PN.device) * total_P1), entropy_P.float()
+        levels.append(_halved(levels[-1]))
+    total_P = levels[-1][:, 0]
+    # H = -sum(p log p), with log p = log_weight - log(total).
+    log_weights_PN *= weights_PN
+    entropy_P = row_math.log(total_P) - row_math.row_sums_(log_weights_PN) / total_P
+    uniforms_PS = uniforms_PS.to(x_PN.device)
+    points_PS = row_math.as_array(uniforms_PS) * total_P[:, None]
+    rows_P1 = row_math.as_array(torch.arange(len(x_PN), device=x_PN.device)[:, None])
+    ids_PS = row_math.as_array(torch.zeros_like(uniforms_PS, dtype=torch.int64))
+    _descend(levels, rows_P1, points_PS, ids_PS)
+    return row_math.as_tensor(ids_PS), row_math.as_tensor(entropy_P).float()
 
 
-def _descend(levels: list[Tensor], rest_PS: Tensor) -> Tensor:
-    """Return the leaf that each point of [0, total) falls upon."""
-    node_PS = torch.zeros_like(rest_PS, dtype=torch.int64)
-    sum_PS = levels[-1].expand_as(rest_PS)
+def _halved(sums_PN: Array) -> Array:
+    """Return the next level of a tree, `[P, ceil(N / 2)]`, whose element i is the sum of i and ceil(N / 2) + i."""
+    width = sums_PN.shape[1]
+    half = (width + 1) // 2
+    sums_PH = sums_PN[:, :half] + 0.0  # a copy, of either kind of array
+    sums_PH[:, : width - half] += sums_PN[:, half:]
+    return sums_PH
+
+
+def _descend(levels: list[Array], rows_P1: Array, points_PS: Array, node_PS: Array) -> None:
+    """Walk from the root, node 0, to the leaf that each point of [0, total) falls upon, in place."""
+    sum_PS = levels[-1]
     for level_PM, above_PH in zip(levels[-2::-1], levels[::-1], strict=False):
-        left_PS = level_PM.gather(1, node_PS)
+        left_PS = level_PM[rows_P1, node_PS]
         # Where the left branch is the whole sum, nothing is to the right, or nothing that float64 can see: rounding
-        # may have left a rest that is not below the sum, and it must not fall upon an id that cannot be.
-        right = (rest_PS >= left_PS) & (sum_PS > left_PS)
-        rest_PS = rest_PS - left_PS * right
-        node_PS = node_PS + right * above_PH.shape[1]
-        sum_PS = level_PM.gather(1, node_PS)
-    return node_PS
+        # may have left a point that is not below the sum, and it must not fall upon an id that cannot be.
+        right_PS = (points_PS >= left_PS) & (sum_PS > left_PS)
+        points_PS -= left_PS * right_PS
+        node_PS += right_PS * above_PH.shape[1]
+        sum_PS = level_PM[rows_P1, node_PS]
 
 
 def distinct(ids_PS: Tensor) -> tuple[Tensor, Tensor, Tensor]:
