@@ -46,8 +46,8 @@ class Doors:
             send_stall_seconds=settings.send_stall_seconds,
             close_seconds=LAST_WORDS_SECONDS,
         )
-        app = build_app(lifecycle, metrics, admission, max_body_bytes=settings.max_message_bytes)
-        self._http = server(app, tls=None if tls is None else tls.http_context())
+        self.http_app = build_app(lifecycle, metrics, admission, max_body_bytes=settings.max_message_bytes)
+        self._http = server(self.http_app, tls=None if tls is None else tls.http_context())
         self._plain_http = server(build_plain_app(lifecycle, metrics, admission.access))
         self._plain: PlainPort | None = None
         self._folder = contextlib.ExitStack()

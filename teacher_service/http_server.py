@@ -50,8 +50,10 @@ class HttpServer:
             h11_max_incomplete_event_size=_MAX_HEAD_BYTES,
             timeout_keep_alive=_KEEP_ALIVE_SECONDS,
             timeout_graceful_shutdown=max(1, round(close_seconds)),
-            ssl_context_factory=None if tls is None else lambda _config, _default: tls,
         )
+        config.load()
+        # uvicorn would make a context of its own from files; ours takes other certificates when those change.
+        config.ssl = tls
         config.max_connections = max_connections
         config.send_stall_seconds = send_stall_seconds
         self._server = _Server(config)
