@@ -82,7 +82,7 @@ class BatchComputer:
         return outcomes
 
     def _compute_if_it_fits(self, jobs: SequenceOf[Job]) -> list[Outcome] | None:
-        tokens = len(jobs) * max(job.num_tokens for job in jobs)
+        tokens = self._backend.padded_tokens([job.num_tokens for job in jobs])
         try:
             outcomes = self._compute(jobs)
         except (RuntimeError, MemoryError) as error:

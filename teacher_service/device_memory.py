@@ -48,6 +48,5 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def release_cached_memory() -> None:
-    """Give back what the allocator of CUDA keeps for later."""
-    if torch.cuda.is_initialized():
-        torch.cuda.empty_cache()
+    """Give back what the allocator of CUDA keeps for later; nothing happens without CUDA."""
+    torch.cuda.empty_cache()

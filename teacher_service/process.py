@@ -18,6 +18,7 @@ import structlog
 
 from stillhouse.errors import ConfigurationError, StillhouseError
 from stillhouse.logs import configure_logging
+from teacher_service.backends.opening import follow, is_follower
 from teacher_service.embedded_redis import EmbeddedRedis
 from teacher_service.service import TeacherService
 from teacher_service.settings import TeacherSettings
@@ -38,6 +39,9 @@ def run(settings: TeacherSettings) -> int:
         StillhouseError: the service could not start, or could not go on.
     """
     configure_logging(settings.log_level, settings.log_format)
+    if is_follower(settings):
+        follow(settings)
+        return 0
     if settings.ready_file is not None and not settings.ready_file.parent.is_dir():
         raise ConfigurationError(f"ready_file: the folder {settings.ready_file.parent} does not exist; make it first")
     if settings.ready_file is not None and settings.ready_file.is_dir():

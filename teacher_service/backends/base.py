@@ -93,6 +93,13 @@ class TeacherBackend(ABC):
         In deterministic mode the bits of a row follow from it, p and its index. Raises as `forward` does.
         """
 
+    def padded_tokens(self, lengths: SequenceOf[int]) -> int:
+        """Return what a batch of sequences of so many tokens each costs, in tokens with all padding.
+
+        A further sequence never lowers it. By default all are padded to the longest.
+        """
+        return len(lengths) * max(lengths)
+
     def output_head(self) -> OutputHead | None:
         """Return the head with which a caller rebuilds the logits from `forward`'s rows; None offers no HIDDEN.
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from stillhouse.errors import ConfigurationError
 from teacher_service.backends.base import TeacherBackend
-from teacher_service.progress import Progress, report
+from teacher_service.progress import report
 from teacher_service.settings import TeacherSettings
 
 if TYPE_CHECKING:
@@ -27,25 +27,35 @@ ENTRY_POINTS = "stillhouse.backends"
 _CUDA_PASS_TOKENS = 4096
 
 
-def open_backend(settings: TeacherSettings, progress: Progress | None = None) -> TeacherBackend:
-    """Load what the settings name; minutes for a large model.
-
-    Args:
-        settings: `backend` says which.
-        progress: told how far it has come, from this thread.
+def open_backend(settings: TeacherSettings) -> TeacherBackend:
+    """Load what the settings name; minutes for a large model, of which `teacher_service.progress` hears.
 
     Raises:
         ConfigurationError: it cannot be run here; the message says what to do.
     """
-    with (progress or Progress()).heard():
-        backend = _opener(settings.backend)(settings)
-        if not isinstance(backend, TeacherBackend):
-            raise ConfigurationError(
-                f"backend {settings.backend!r} opened a {type(backend).__name__}, which is no TeacherBackend"
-            )
-        if backend.describe().mode != settings.mode and settings.mode == "deterministic":
-            raise ConfigurationError(f"backend {settings.backend!r} has no deterministic mode: set mode to throughput")
-        return backend
+    backend = _opener(settings.backend)(settings)
+    if not isinstance(backend, TeacherBackend):
+        raise ConfigurationError(
+            f"backend {settings.backend!r} opened a {type(backend).__name__}, which is no TeacherBackend"
+        )
+    if settings.mode == "deterministic" and backend.describe().mode != "deterministic":
+        raise ConfigurationError(f"backend {settings.backend!r} has no deterministic mode: set mode to throughput")
+    return backend
+
+
+def is_follower(settings: TeacherSettings) -> bool:
+    """Return whether torchrun has started this process beside the one that serves."""
+    return settings.tp_plan is not None and int(os.environ.get("RANK", "0")) > 0
+
+
+def follow(settings: TeacherSettings) -> None:
+    """Load this process's part of a model, and take part in every pass until the process that serves is gone.
+
+    Raises:
+        ConfigurationError: it cannot be run here.
+    """
+    backend: Any = open_backend(settings)
+    backend.follow()
 
 
 def installed_backends() -> dict[str, EntryPoint]:

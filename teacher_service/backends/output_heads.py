@@ -70,10 +70,11 @@ def understood_head(model: Any, inputs: dict[str, Any]) -> UnderstoodHead | None
     return None
 
 
+@torch.inference_mode(mode=False)  # in which a tensor of several processes cannot be taken apart
+@torch.no_grad()
 def whole(parameter: Tensor) -> Tensor:
     """Return a parameter apart from the graph, and gathered where tensor parallelism spreads it over processes."""
-    detached = parameter.detach()
-    return detached.full_tensor() if isinstance(detached, DTensor) else detached
+    return parameter.full_tensor().detach() if isinstance(parameter, DTensor) else parameter.detach()
 
 
 def agree(ours: Tensor, theirs: Tensor) -> bool:

@@ -26,11 +26,6 @@ _LONGEST_WAIT = timedelta(days=365)
 logger = structlog.get_logger(__name__)
 
 
-def is_follower() -> bool:
-    """Return whether torchrun has started this process beside another that serves."""
-    return int(os.environ.get("RANK", "0")) > 0
-
-
 class TensorParallelBackend(TransformersBackend):
     """A model split over processes, made in all of them at once; for the first, a backend like any other."""
 
@@ -43,6 +38,8 @@ class TensorParallelBackend(TransformersBackend):
 
     def follow(self) -> None:
         """Take part in the first process's passes until it is gone."""
+        # torchrun tells every process to end at once, and the first may have work in flight, which needs this one.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         while True:
             shape = torch.zeros(2, dtype=torch.int64)
             try:

@@ -91,6 +91,10 @@ class TransformersBackend(TeacherBackend):
         """Return the model's own head, scale and soft cap; None where they do not explain its logits."""
         return self._understood.head if self._understood else None
 
+    def padded_tokens(self, lengths: SequenceOf[int]) -> int:
+        """Return the size of the rectangles that sequences of these lengths run in."""
+        return sum(one.height * one.width for one in self._shapes.passes(lengths))
+
     @torch.inference_mode()
     def forward(self, sequences: SequenceOf[Sequence]) -> HiddenRows:
         """Return `[P, D]` for each sequence, or `[P, V]` where the head is not understood (see `head`)."""

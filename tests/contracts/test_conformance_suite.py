@@ -13,9 +13,8 @@ import torch
 from torch import Tensor
 
 from stillhouse.errors import ConfigurationError
-from stillhouse.payloads import OutputHead
 from stillhouse.request import Last, Sequence
-from teacher_service.backends import BackendDescription, HiddenRows, TeacherBackend, open_backend
+from teacher_service.backends import HiddenRows, TeacherBackend, open_backend
 from teacher_service.backends.conformance import BackendConformance
 from teacher_service.settings import TeacherSettings
 
@@ -31,10 +30,11 @@ def _example() -> dict[str, Any]:
 
 EXAMPLE = _example()
 Mean: Any = EXAMPLE["MeanBackend"]
+ExampleSuite: Any = EXAMPLE["TestMeanBackend"]
 SUITE = [name for name in dir(BackendConformance) if name.startswith("test_")]
 
 
-class TestTheExample(EXAMPLE["TestMeanBackend"]):  # type: ignore[misc]  # made from the page's text
+class TestTheExample(ExampleSuite):  # type: ignore[misc]  # made from the page's text
     pass
 
 
@@ -52,54 +52,54 @@ class _Altered(Mean):  # type: ignore[misc]  # made from the page's text
 
 
 class _DescribesNothing(_Altered):
-    def describe(self) -> BackendDescription:
+    def describe(self) -> Any:
         return replace(super().describe(), device_kind="")
 
 
 class _TokensWithoutFingerprint(_Altered):
-    def describe(self) -> BackendDescription:
+    def describe(self) -> Any:
         return replace(super().describe(), tokens=("a", "b"))
 
 
 class _AnswersEveryPosition(_Altered):
-    def _states(self, sequence: Sequence) -> Tensor:
-        return self._embedding[list(sequence.token_ids)]  # type: ignore[no-any-return]  # as above
+    def _states(self, sequence: Sequence) -> Any:
+        return self._embedding[list(sequence.token_ids)]
 
 
 class _NotANumber(_Altered):
-    def head(self, hidden_rows: Tensor) -> Tensor:
-        return super().head(hidden_rows) / 0 * 0  # type: ignore[no-any-return]  # as above
+    def head(self, hidden_rows: Tensor) -> Any:
+        return super().head(hidden_rows) / 0 * 0
 
 
 class _FirstForLast(_Altered):
-    def _states(self, sequence: Sequence) -> Tensor:
+    def _states(self, sequence: Sequence) -> Any:
         first = isinstance(sequence.positions, Last)
         whole: Tensor = super()._states(sequence)
         return self._embedding[[sequence.token_ids[0]]] if first else whole
 
 
 class _SortsByLength(_Altered):
-    def forward(self, sequences: Any) -> HiddenRows:
+    def forward(self, sequences: Any) -> Any:
         return HiddenRows(super().forward(sorted(sequences, key=lambda s: len(s.token_ids))).rows, 0)
 
 
 class _AddsTheBatch(_Altered):
-    def forward(self, sequences: Any) -> HiddenRows:
+    def forward(self, sequences: Any) -> Any:
         return HiddenRows(tuple(rows + len(sequences) for rows in super().forward(sequences).rows), 0)
 
 
 class _IgnoresSegments(_Altered):
-    def _states(self, sequence: Sequence) -> Tensor:
-        return super()._states(replace(sequence, segment_lengths=()))  # type: ignore[no-any-return]  # as above
+    def _states(self, sequence: Sequence) -> Any:
+        return super()._states(replace(sequence, segment_lengths=()))
 
 
 class _CentresItsRows(_Altered):
-    def head(self, hidden_rows: Tensor) -> Tensor:
-        return super().head(hidden_rows - hidden_rows.mean(0))  # type: ignore[no-any-return]  # as above
+    def head(self, hidden_rows: Tensor) -> Any:
+        return super().head(hidden_rows - hidden_rows.mean(0))
 
 
 class _OneBuffer(_Altered):
-    def forward(self, sequences: Any) -> HiddenRows:
+    def forward(self, sequences: Any) -> Any:
         if not hasattr(self, "buffer"):
             self.buffer = torch.zeros(8, 2048, 16)
         given = super().forward(sequences).rows
@@ -109,17 +109,17 @@ class _OneBuffer(_Altered):
 
 
 class _ScalesInPlace(_Altered):
-    def head(self, hidden_rows: Tensor) -> Tensor:
-        return super().head(hidden_rows.mul_(2))  # type: ignore[no-any-return]  # as above
+    def head(self, hidden_rows: Tensor) -> Any:
+        return super().head(hidden_rows.mul_(2))
 
 
 class _NegativePadding(_Altered):
-    def forward(self, sequences: Any) -> HiddenRows:
+    def forward(self, sequences: Any) -> Any:
         return replace(super().forward(sequences), padding_tokens=-1)
 
 
 class _ForgetsItsScale(_Altered):
-    def output_head(self) -> OutputHead:
+    def output_head(self) -> Any:
         return replace(super().output_head(), scale=0.5)
 
 
@@ -131,18 +131,18 @@ class _OfOneThread(_Altered):
         self._local = threading.local()
         self._local.offset = 0.0
 
-    def head(self, hidden_rows: Tensor) -> Tensor:
-        return super().head(hidden_rows) + getattr(self._local, "offset", 1.0)  # type: ignore[no-any-return]  # as above
+    def head(self, hidden_rows: Tensor) -> Any:
+        return super().head(hidden_rows) + getattr(self._local, "offset", 1.0)
 
 
 class _ShorterThanItSays(_Altered):
-    def _states(self, sequence: Sequence) -> Tensor:
+    def _states(self, sequence: Sequence) -> Any:
         states: Tensor = super()._states(sequence)
         return states / (len(sequence.token_ids) < 512)
 
 
 class _ALittleNoise(_Altered):
-    def forward(self, sequences: Any) -> HiddenRows:
+    def forward(self, sequences: Any) -> Any:
         return HiddenRows(tuple(rows * (1 + 1e-6 * len(sequences)) for rows in super().forward(sequences).rows), 0)
 
 

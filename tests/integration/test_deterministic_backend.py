@@ -69,13 +69,13 @@ def _bytes(compute: BatchComputer, jobs: list[Job]) -> list[bytes]:
     return payloads
 
 
-def _assert_only_the_request_counts(backend: TeacherBackend, loop: Any) -> list[bytes]:
+def _assert_only_the_request_counts(backend: TeacherBackend, loop: Any, *, all_orders: bool = True) -> list[bytes]:
     compute = BatchComputer(backend, Metrics(), head_chunk_rows=16)
     jobs = _jobs(loop, backend.describe().vocabulary_size)
     alone = [_bytes(compute, [job])[0] for job in jobs]
-    orders = [list(range(len(jobs))), list(range(len(jobs)))[::-1], sorted(range(len(jobs)), key=lambda n: n * 7 % 12)]
-    for order in orders:
-        for batch in (order, order[:5], order[5:], order[::3]):
+    shuffled = [n * 7 % 12 for n in range(12)]
+    for order in (shuffled, list(range(12)), list(range(12))[::-1])[: 3 if all_orders else 1]:
+        for batch in (order, order[:5], order[5:], order[::3])[: 4 if all_orders else 1]:
             assert _bytes(compute, [jobs[n] for n in batch]) == [alone[n] for n in batch]
     return alone
 
@@ -115,7 +115,7 @@ def test_experts_run_one_document_a_pass() -> None:
 def test_a_real_model_gives_the_same_bytes_in_any_batch_and_after_a_restart(loop: asyncio.AbstractEventLoop) -> None:
     settings = TeacherSettings(model="smollm2", dtype="float32", mode="deterministic")
     backend = open_backend(settings)
-    payloads = _assert_only_the_request_counts(backend, loop)
+    payloads = _assert_only_the_request_counts(backend, loop, all_orders=False)
     again = _in_another_process(torch.get_num_threads())
     assert again["fingerprint"] == answers_fingerprint(backend.describe(), head_chunk_rows=16)
     assert again["payloads"] == [payload.hex() for payload in payloads]
