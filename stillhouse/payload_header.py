@@ -127,8 +127,8 @@ class Header:
                 body = 16 + rows * (self.width + count) * item
             case Kind.SAMPLED:
                 fixed = HEADER_BYTES + 4 * rows + (rows * count + 7) // 8
-                # With gap bits to span the width, each gap costs at most those bits and two more.
-                entry_bits = (self.width - 1).bit_length() + 2
+                # With gap bits to span the width, each gap costs those bits and one more.
+                entry_bits = (self.width - 1).bit_length() + 1
                 return fixed, fixed + 2 + (rows * min(count, self.width) * entry_bits + 7) // 8
         return HEADER_BYTES + body, HEADER_BYTES + body
 
