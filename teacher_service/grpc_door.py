@@ -65,7 +65,7 @@ class GrpcDoor:
     """The gRPC server and, where TLS closes it to probes, one of health alone on a Unix socket; for one event loop."""
 
     def __init__(self, lifecycle: Lifecycle, metrics: Metrics, admission: Admission, settings: TeacherSettings) -> None:
-        gate = Gate(admission, metrics, send_stall_seconds=settings.send_stall_seconds)
+        self._gate = gate = Gate(admission, metrics, send_stall_seconds=settings.send_stall_seconds)
         options = server_options(settings)
         self._server = grpc.aio.server(interceptors=[gate], options=options)
         self._health_server = grpc.aio.server(interceptors=[gate], options=options)

@@ -15,6 +15,7 @@ from typing import Any, TypeAlias, cast
 
 import grpc
 import structlog
+from google.protobuf.message import DecodeError
 from grpc_health.v1 import health_pb2
 
 from stillhouse.errors import (
@@ -53,7 +54,7 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic to 
         self._admission = admission
         self._metrics = metrics
         self._send_stall_seconds = send_stall_seconds
-        self._num_watchers = 0
+        self.num_watchers = 0
 
     async def intercept_service(
         self,
@@ -89,14 +90,18 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic to 
         """
         # One of the four kinds is set. The stubs type them for the threaded server alone.
         behaviour: Any = handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
+        read = handler.request_deserializer or _as_it_is
 
-        async def answer_once(requests: AsyncIterator[Any], context: Context) -> Any:
-            async with self._counted(name, context), entering(context):
-                return await behaviour(requests if handler.request_streaming else await _only(requests), context)
+        async def asked(requests: AsyncIterator[bytes]) -> Any:
+            return _read_all(requests, read) if handler.request_streaming else await anext(_read_all(requests, read))
 
-        async def answer_with_many(requests: AsyncIterator[Any], context: Context) -> None:
+        async def answer_once(requests: AsyncIterator[bytes], context: Context) -> Any:
             async with self._counted(name, context), entering(context):
-                answering = behaviour(requests if handler.request_streaming else await _only(requests), context)
+                return await behaviour(await asked(requests), context)
+
+        async def answer_with_many(requests: AsyncIterator[bytes], context: Context) -> None:
+            async with self._counted(name, context), entering(context):
+                answering = behaviour(await asked(requests), context)
                 if not inspect.isasyncgen(answering):
                     await answering
                     return
@@ -104,10 +109,10 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic to 
                     async for message in messages:
                         await self._send(context, message)
 
-        codec = (handler.request_deserializer, handler.response_serializer)
+        write = handler.response_serializer
         if handler.response_streaming:
-            return grpc.stream_stream_rpc_method_handler(cast("Any", answer_with_many), *codec)
-        return grpc.stream_unary_rpc_method_handler(cast("Any", answer_once), *codec)
+            return grpc.stream_stream_rpc_method_handler(cast("Any", answer_with_many), None, write)
+        return grpc.stream_unary_rpc_method_handler(cast("Any", answer_once), None, write)
 
     @asynccontextmanager
     async def _admitted(self, authorization: str | None, context: Context) -> AsyncIterator[None]:
@@ -120,14 +125,14 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic to 
 
     @asynccontextmanager
     async def _watching(self) -> AsyncIterator[None]:
-        if self._num_watchers >= _MAX_WATCHERS:
+        if self.num_watchers >= _MAX_WATCHERS:
             self._metrics.shed.labels("watchers").inc()
             raise OverloadedError(f"{_MAX_WATCHERS} callers watch the health, the most; ask with Check", 5.0)
-        self._num_watchers += 1
+        self.num_watchers += 1
         try:
             yield
         finally:
-            self._num_watchers -= 1
+            self.num_watchers -= 1
 
     async def _send(self, context: Context, message: Any) -> None:
         try:
@@ -166,10 +171,22 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic to 
             self._metrics.request_duration.labels(method).observe(time.monotonic() - started)
 
 
-async def _only(requests: AsyncIterator[Any]) -> Any:
-    async for request in requests:
-        return request
-    raise InvalidRequestError("the call held no message")
+async def _read_all(requests: AsyncIterator[bytes], read: Callable[[bytes], Any]) -> AsyncIterator[Any]:
+    """Yield at least one message, or raise: gRPC itself would call what cannot be read a fault of ours."""
+    is_empty = True
+    async for data in requests:
+        is_empty = False
+        try:
+            message = read(data)
+        except DecodeError as error:
+            raise InvalidRequestError(f"the message of {len(data)} bytes is none of this method's") from error
+        yield message
+    if is_empty:
+        raise InvalidRequestError("the call held no message")
+
+
+def _as_it_is(data: bytes) -> bytes:
+    return data
 
 
 async def _unknown(_: object, context: Context) -> None:

@@ -13,6 +13,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from teacher_service import plain_port
 from teacher_service.service import TeacherService
 from tests.integration.security.conftest import ServeTeacher
+from tests.integration.security.test_every_way_in import paths_of
 
 TOKEN, SCRAPE_TOKEN = "right-token-0123456789", "scrape-token-0123456789"
 NAME = "stillhouse.teacher.v1.TeacherService"
@@ -72,8 +73,7 @@ async def test_metrics_need_a_token_on_this_port_even_where_none_is_set(
 async def test_nothing_else_is_reached_through_it(serve_teacher: ServeTeacher, tls_settings: dict[str, Any]) -> None:
     async with serve_teacher(tokens=TOKEN, reflection=True, **tls_settings) as service:
         async with http_to(service, TOKEN) as http:
-            app = service._doors.http_app
-            paths = {str(getattr(route, "path", "/")) for route in app.routes} | {"/", "/v1", "/livez/", "/readyz/x"}
+            paths = paths_of(service) | {"/", "/v1", "/livez/", "/readyz/x"}
             assert "/v1/logits" in paths
             for path in paths - {"/livez", "/readyz", "/metrics"}:
                 assert (await http.get(path)).status_code == 404, path
