@@ -38,7 +38,8 @@ def run(settings: TeacherSettings) -> int:
     Raises:
         StillhouseError: the service could not start, or could not go on.
     """
-    configure_logging(settings.log_level, settings.log_format)
+    # Whoever looks for a fault asks for debug and gets stacks; nobody else need see how this machine is laid out.
+    configure_logging(settings.log_level, settings.log_format, stacks=settings.log_level == "debug")
     if is_follower(settings):
         follow(settings)
         return 0
