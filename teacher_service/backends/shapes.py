@@ -11,9 +11,10 @@ from collections import defaultdict
 from collections.abc import Iterator
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
+from itertools import count
 from typing import Protocol
 
-_SHORTEST_WIDTH = 16
+_SHORTEST_EXPONENT = 4  # 16 tokens: narrower rows would gain little over padding
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +44,11 @@ class FittedShape:
 
 @dataclass(frozen=True, slots=True)
 class FixedShapes:
-    """Rows of like length, in rectangles that have `pass_tokens` whatever is in them: empty rows fill them up.
+    """Short rows in rectangles that have `pass_tokens` whatever is in them, and each longer row by itself.
 
-    A width is a power of two or the middle of two, so that at most a third is padding, and never above `max_width`,
-    the longest row that there can be. Where `pass_tokens` is 1, each row is a pass by itself, without padding.
+    A short row is padded to a power of two or to the middle of two, so that at most a third is padding, and never above
+    `max_width`, the longest row that there can be; empty rows fill the rectangle up. A row of which two do not fit is a
+    pass of its own, without padding; so is every row where `pass_tokens` is 1.
     """
 
     pass_tokens: int
@@ -54,19 +56,27 @@ class FixedShapes:
 
     def passes(self, lengths: SequenceOf[int]) -> Iterator[Pass]:
         """Yield passes by rising width, the rows in their order."""
-        by_width: dict[int, list[int]] = defaultdict(list)
+        by_shape: dict[tuple[int, int], list[int]] = defaultdict(list)
         for row, length in enumerate(lengths):
-            by_width[self._width(length)].append(row)
-        for width, rows in sorted(by_width.items()):
-            height = max(1, self.pass_tokens // width)
+            by_shape[self._shape(length)].append(row)
+        for (width, height), rows in sorted(by_shape.items()):
             for start in range(0, len(rows), height):
                 yield Pass(tuple(rows[start : start + height]), height, width)
 
-    def _width(self, length: int) -> int:
-        if self.pass_tokens == 1:
-            return length
-        width = _SHORTEST_WIDTH
-        while width < length:
-            # 16, 24, 32, 48, 64, ...: a power of two has one bit set, a middle two.
-            width += width // 2 if width.bit_count() == 1 else width // 3
-        return min(width, self.max_width)
+    def shared(self) -> Iterator[Pass]:
+        """Yield every shape that several rows share, full."""
+        for width, height in dict.fromkeys(map(self._shape, range(1, min(self.pass_tokens // 2, self.max_width) + 1))):
+            if height > 1:
+                yield Pass(tuple(range(height)), height, width)
+
+    def _shape(self, length: int) -> tuple[int, int]:
+        width = min(next(width for width in _widths() if width >= length), self.max_width)
+        height = self.pass_tokens // width
+        return (width, height) if height > 1 else (length, 1)
+
+
+def _widths() -> Iterator[int]:
+    """Yield 16, 24, 32, 48, 64, ...: each a half or a third wider than the one before."""
+    for exponent in count(_SHORTEST_EXPONENT):
+        yield 2**exponent
+        yield 3 * 2 ** (exponent - 1)

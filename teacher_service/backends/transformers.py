@@ -152,9 +152,11 @@ class TransformersBackend(TeacherBackend):
     def _choose_shapes(self, pass_tokens: int | None, longest: int) -> Shapes:
         if pass_tokens is None:
             return FittedShape()
-        self._shapes = FixedShapes(pass_tokens, longest)
-        if pass_tokens == 1 or not (_mixes_rows(self._model.config.get_text_config()) or not self._probe_rows()):
-            return self._shapes
+        shapes = FixedShapes(pass_tokens, longest)
+        if not any(shapes.shared()):
+            return shapes
+        if not _mixes_rows(self._model.config.get_text_config()) and all(map(self._keeps_bits, shapes.shared())):
+            return shapes
         logger.warning("one_row_a_pass", reason="the bits of a row depend on the others of its pass")
         return FixedShapes(1, longest)
 
@@ -186,13 +188,11 @@ class TransformersBackend(TeacherBackend):
         return all(agree(row[_PROBE_TOKENS:], alone) for row in packed)
 
     @torch.inference_mode()
-    def _probe_rows(self) -> bool:
-        """Return whether a row has the same bits alone and last among others, in one shape."""
-        shape = next(self._shapes.passes([_PROBE_TOKENS]))
-        probe: Row = (tuple(range(_PROBE_TOKENS)), (_PROBE_TOKENS,))
-        others: Row = (tuple(range(_PROBE_TOKENS, 0, -1)), (_PROBE_TOKENS,))
-        alone = self._run([probe], shape)[0, :_PROBE_TOKENS]
-        among = self._run([*[others] * (shape.height - 1), probe], shape)[-1, :_PROBE_TOKENS]
+    def _keeps_bits(self, shape: Pass) -> bool:
+        """Return whether a row has the same bits first and alone as last among others, in one shape."""
+        probe = [index % (2 * _PROBE_TOKENS) for index in range(shape.width)]
+        alone = self._run([(probe, (shape.width,))], shape)[0]
+        among = self._run([*[(probe[::-1], (shape.width,))] * (shape.height - 1), (probe, (shape.width,))], shape)[-1]
         return torch.equal(alone, among)
 
     def _probe_inputs(self) -> dict[str, Any]:
