@@ -46,7 +46,7 @@ class Doors:
             send_stall_seconds=settings.send_stall_seconds,
             close_seconds=LAST_WORDS_SECONDS,
         )
-        self.http_app = build_app(lifecycle, metrics, admission, max_body_bytes=settings.max_message_bytes)
+        self.http_app = build_app(lifecycle, metrics, admission, max_body_bytes=settings.max_http_body_bytes)
         self._http = server(self.http_app, tls=None if tls is None else tls.http_context())
         self._plain_http = server(build_plain_app(lifecycle, metrics, admission.access))
         self._plain: PlainPort | None = None

@@ -12,9 +12,12 @@ import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import h11
 import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from teacher_service.http_door.problems import PROBLEM_TYPE, problem_text
 
 _LISTEN_BACKLOG = 2048
 
@@ -104,6 +107,15 @@ class _BoundedProtocol(H11Protocol):
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
         self._expect_head()
+
+    def send_400_response(self, msg: str) -> None:
+        # uvicorn's own is plain text; whatever this service refuses is a problem.
+        body = problem_text("about:blank", 400, msg).encode()
+        headers = [("content-type", PROBLEM_TYPE), ("content-length", str(len(body))), ("connection", "close")]
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            for event in (h11.Response(status_code=400, headers=headers), h11.Data(data=body), h11.EndOfMessage()):
+                self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop("_waiting_for_head")

@@ -1,0 +1,173 @@
+"""An answer as one Arrow IPC stream: a row for each position, columns by encoding, in batches of about a megabyte.
+
+`pyarrow.ipc.open_stream` reads it with nothing of ours. What holds for all rows is in the schema's metadata. bfloat16,
+for which Arrow has no type, is widened to float32, which holds all of its values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from collections.abc import Sequence as SequenceOf
+from dataclasses import fields, replace
+
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from stillhouse.codec import decode_payload
+from stillhouse.encodings import Candidates, Dense, Hidden, Sampled, TopK
+from stillhouse.payload_header import Header, expected_headers
+from stillhouse.payloads import (
+    CandidateLogits,
+    DenseLogits,
+    HiddenStates,
+    Payload,
+    SampledCounts,
+    TopKLogits,
+    concatenate,
+)
+from stillhouse.request import LogitsRequest, Sequence, TeacherDescription
+from teacher_service.http_door.requests import KINDS
+from teacher_service.http_door.streaming import PIECE_BYTES
+from teacher_service.teacher import EncodedAnswer
+
+ARROW_TYPE = "application/vnd.apache.arrow.stream"
+
+# What ends a stream: a message of no bytes.
+_END = b"\xff\xff\xff\xff\x00\x00\x00\x00"
+
+_STATISTICS = ("log_normalizer", "log_tail_mass", "tempered_log_normalizer", "tempered_log_tail_mass")
+_VALUES = {"float32": pa.float32(), "float16": pa.float16(), "bfloat16": pa.float32()}
+_PLACE = tuple(pa.field(name, pa.int32(), nullable=False) for name in ("sequence", "position"))
+
+
+Column = Callable[[slice], pa.Array]
+"""Gives some rows of a column, in memory that lasts as long as they do."""
+
+
+def arrow_parts(request: LogitsRequest, answer: EncodedAnswer, teacher: TeacherDescription) -> Iterator[bytes]:
+    """Yield the messages of the stream: the schema, the record batches, the end."""
+    schema = pa.schema([*_PLACE, *_fields(request, teacher)], _metadata(request, answer, teacher))
+    yield schema.serialize().to_pybytes()
+    headers = expected_headers(request, teacher)
+    rows_at_once = max(1, PIECE_BYTES // max(map(_row_bytes, headers), default=1))
+    for places, payload in _blocks(request.sequences, headers, answer.payloads, rows_at_once):
+        columns = [*(_flat(part) for part in places.T), *_columns(payload)]
+        for start in range(0, len(places), rows_at_once):
+            rows = slice(start, min(start + rows_at_once, len(places)))
+            batch = pa.record_batch([column(rows) for column in columns], schema=schema)
+            yield batch.serialize().to_pybytes()
+    yield _END
+
+
+def _metadata(request: LogitsRequest, answer: EncodedAnswer, teacher: TeacherDescription) -> dict[str, str]:
+    parameters = {field.name: getattr(request.encoding, field.name) for field in fields(request.encoding)}
+    # They stand in a column.
+    parameters.pop("token_ids", None)
+    about = {
+        "fingerprint": answer.fingerprint,
+        "encoding": KINDS[type(request.encoding)],
+        **parameters,
+        "temperature": request.temperature,
+        "vocabulary_size": request.effective_vocabulary_size(teacher.vocabulary_size),
+        "sequences": len(request.sequences),
+        "cache_hits": answer.cache_hits,
+        "queue_seconds": answer.queue_seconds,
+        "compute_seconds": answer.compute_seconds,
+        "encode_seconds": answer.encode_seconds,
+    }
+    return {name: value if isinstance(value, str) else repr(value) for name, value in about.items()}
+
+
+def _fields(request: LogitsRequest, teacher: TeacherDescription) -> list[pa.Field]:
+    ids, statistics = pa.int32(), dict.fromkeys(_STATISTICS, pa.float32())
+    columns: dict[str, pa.DataType]
+    match request.encoding:
+        case Dense(value_type):
+            size = request.effective_vocabulary_size(teacher.vocabulary_size)
+            columns = {"logits": pa.list_(_VALUES[value_type], size)}
+        case Hidden(value_type):
+            columns = {"hidden": pa.list_(_VALUES[value_type], teacher.hidden_size)}
+        case TopK(k, value_type):
+            columns = {"token_ids": pa.list_(ids, k), "logits": pa.list_(_VALUES[value_type], k), **statistics}
+        case Candidates(_, value_type):
+            # How many differs from sequence to sequence, where each names its own.
+            columns = {"token_ids": pa.list_(ids), "logits": pa.list_(_VALUES[value_type]), **statistics}
+        case Sampled():
+            columns = {"token_ids": pa.list_(ids), "counts": pa.list_(ids), "entropy": pa.float32()}
+    return [pa.field(name, kind, nullable=False) for name, kind in columns.items()]
+
+
+def _blocks(
+    sequences: SequenceOf[Sequence], headers: SequenceOf[Header], payloads: SequenceOf[bytes], rows_at_once: int
+) -> Iterator[tuple[Tensor, Payload]]:
+    """Yield the payloads with the sequence and position of each row, `[P, 2]`; neighbours that are small as one."""
+    held: list[int] = []
+    rows = 0
+    for index, header in enumerate(headers):
+        if held and (rows >= rows_at_once or replace(header, rows=0) != replace(headers[held[0]], rows=0)):
+            yield _block(sequences, payloads, held)
+            held, rows = [], 0
+        held.append(index)
+        rows += header.rows
+    if held:
+        yield _block(sequences, payloads, held)
+
+
+def _block(sequences: SequenceOf[Sequence], payloads: SequenceOf[bytes], held: list[int]) -> tuple[Tensor, Payload]:
+    places = [torch.tensor([(index, position) for position in sequences[index].position_indices()]) for index in held]
+    return torch.cat(places).int(), concatenate([decode_payload(payloads[index]) for index in held])
+
+
+def _columns(payload: Payload) -> list[Column]:
+    match payload:
+        case DenseLogits(logits):
+            return [_fixed(logits)]
+        case HiddenStates(hidden):
+            return [_fixed(hidden)]
+        case TopKLogits():
+            return [_fixed(payload.token_ids), _fixed(payload.logits), *_statistics(payload)]
+        case CandidateLogits():
+            ids = payload.token_ids if payload.token_ids.dim() == 2 else payload.token_ids.expand(payload.logits.shape)
+            return [_lists(ids), _lists(payload.logits), *_statistics(payload)]
+        case SampledCounts():
+            counts = _ragged(payload.counts, payload.offsets)
+            return [_ragged(payload.token_ids, payload.offsets), counts, _flat(payload.entropy)]
+
+
+def _statistics(payload: TopKLogits | CandidateLogits) -> list[Column]:
+    return [_flat(getattr(payload, name)) for name in _STATISTICS]
+
+
+def _flat(tensor: Tensor) -> Column:
+    return lambda rows: _array(tensor[rows])
+
+
+def _fixed(tensor: Tensor) -> Column:
+    return lambda rows: pa.FixedSizeListArray.from_arrays(_array(tensor[rows]), tensor.shape[1])
+
+
+def _lists(tensor: Tensor) -> Column:
+    width = tensor.shape[1]
+    return lambda rows: pa.ListArray.from_arrays(
+        _array(torch.arange(0, (rows.stop - rows.start + 1) * width, width).int()), _array(tensor[rows])
+    )
+
+
+def _ragged(entries: Tensor, offsets: Tensor) -> Column:
+    def some(rows: slice) -> pa.Array:
+        ends = offsets[rows.start : rows.stop + 1]
+        return pa.ListArray.from_arrays(_array((ends - ends[0]).int()), _array(entries[int(ends[0]) : int(ends[-1])]))
+
+    return some
+
+
+def _array(tensor: Tensor) -> pa.Array:
+    if tensor.dtype is torch.bfloat16:
+        tensor = tensor.float()
+    return pa.array(tensor.reshape(-1).numpy())
+
+
+def _row_bytes(header: Header) -> int:
+    """Return about the most bytes of one row as Arrow; bfloat16 grows, and so do ids that all rows share."""
+    return 2 * (header.size_bounds()[1] // max(1, header.rows) + 1)
