@@ -22,7 +22,7 @@ from stillhouse.request import LogitsRequest, Sequence
 from stillhouse.status import PUSHBACK_TRAILER
 from stillhouse.teacher.v1 import teacher_service_pb2 as pb
 from stillhouse.teacher.v1 import teacher_service_pb2_grpc as pb_grpc
-from teacher_service import http_server
+from teacher_service import http_server, token_watch
 from teacher_service.backends import HiddenRows
 from teacher_service.backends.fixture import FixtureBackend
 from teacher_service.grpc_gate import _MAX_WATCHERS
@@ -70,6 +70,13 @@ async def is_let_in(service: TeacherService, token: str) -> bool:
     return True
 
 
+@pytest.fixture
+def quick_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Look at files more often than a service does, so that a test need not wait."""
+    monkeypatch.setattr(token_watch, "CHECK_SECONDS", 0.05)
+
+
+@pytest.mark.usefixtures("quick_looks")
 async def test_tokens_change_with_their_file_however_it_is_replaced(
     serve_teacher: ServeTeacher, tmp_path: Path
 ) -> None:
@@ -96,6 +103,7 @@ async def test_tokens_change_with_their_file_however_it_is_replaced(
         assert await is_let_in(service, THIRD)
 
 
+@pytest.mark.usefixtures("quick_looks")
 async def test_a_broken_file_keeps_the_tokens_of_before(
     serve_teacher: ServeTeacher, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

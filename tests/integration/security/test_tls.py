@@ -17,6 +17,7 @@ from prometheus_client import CollectorRegistry
 
 from stillhouse.client import AsyncTeacherClient
 from stillhouse.errors import ConfigurationError
+from teacher_service import tls
 from teacher_service.metrics import Metrics
 from teacher_service.service import TeacherService
 from teacher_service.settings import TeacherSettings, load_settings
@@ -89,8 +90,13 @@ async def test_a_clients_certificate_of_the_named_authority_is_taken(
 
 
 async def test_a_renewed_certificate_is_served_to_the_next_connection(
-    serve_teacher: ServeTeacher, mutual_tls_settings: dict[str, object], tmp_path: Path, client_pem: Pem
+    serve_teacher: ServeTeacher,
+    mutual_tls_settings: dict[str, object],
+    tmp_path: Path,
+    client_pem: Pem,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(tls, "CHECK_SECONDS", 0.05)
     other = Authorities(trustme.CA(), trustme.CA(), trustme.CA())
     newcomer = issue(other.clients, "newcomer.example")
     async with serve_teacher(**mutual_tls_settings) as service:
