@@ -43,15 +43,14 @@ def encode_payload(payload: Payload) -> bytes:
     require_little_endian()
     header = header_of(payload)
     _check_values(payload)
-    gap_bits = 0
     if isinstance(payload, SampledCounts):
         offsets, ids = payload.offsets.cpu().numpy(), payload.token_ids.cpu().numpy().astype(np.int64)
         counts = pack_counts(payload.counts.cpu().numpy().astype(np.int64), header.rows, header.count)
-        gap_bits, gaps = pack_ids(ids, offsets)
-        body = [bytes_of(payload.entropy), counts.data, gaps.data]
+        coded = pack_ids(ids, offsets, header.width)
+        body = [bytes_of(payload.entropy), counts.data, coded.data]
     else:
         body = [bytes_of(tensor) for tensor in _tensors(payload)]
-    return b"".join([header.pack(body, sum(map(len, body)), gap_bits), *body])
+    return b"".join([header.pack(body, sum(map(len, body))), *body])
 
 
 def decode_payload(data: bytes | bytearray | memoryview) -> Payload:
@@ -65,10 +64,10 @@ def decode_payload(data: bytes | bytearray | memoryview) -> Payload:
     """
     require_little_endian()
     view = memoryview(data).cast("B")
-    header, gap_bits = read_header(view)
+    header = read_header(view)
     if header.kind is Kind.OUTPUT_HEAD:
         raise CodecError("an output head is no answer: decode_output_head reads it")
-    payload = _decode_body(header, TensorReader(view, HEADER_BYTES), gap_bits)
+    payload = _decode_body(header, TensorReader(view, HEADER_BYTES))
     _check_values(payload)
     return payload
 
@@ -79,7 +78,7 @@ def verify_payload(data: bytes | bytearray | memoryview) -> Header:
     Raises:
         CodecError: as `decode_payload` does for everything but the values themselves.
     """
-    return read_header(memoryview(data).cast("B"))[0]
+    return read_header(memoryview(data).cast("B"))
 
 
 def header_of(payload: Payload) -> Header:
@@ -129,9 +128,9 @@ def _tensors(payload: DenseLogits | HiddenStates | TopKLogits | CandidateLogits)
             return (payload.token_ids, payload.log_normalizer, payload.log_tail_mass, *tempered, payload.logits)
 
 
-def _decode_body(header: Header, reader: TensorReader, gap_bits: int) -> Payload:
+def _decode_body(header: Header, reader: TensorReader) -> Payload:
     if header.value_type is None:
-        return _decode_sampled(header, reader, gap_bits)
+        return _decode_sampled(header, reader)
     rows, width, count = header.rows, header.width, header.count
     dtype, statistics = DTYPES[header.value_type], (torch.float32, rows)
     if header.kind is Kind.DENSE:
@@ -152,13 +151,11 @@ def _decode_body(header: Header, reader: TensorReader, gap_bits: int) -> Payload
     )
 
 
-def _decode_sampled(header: Header, reader: TensorReader, gap_bits: int) -> SampledCounts:
+def _decode_sampled(header: Header, reader: TensorReader) -> SampledCounts:
     rows, draws = header.rows, header.count
     entropy = reader.take(torch.float32, rows)
     offsets, counts = unpack_counts(reader.take_bytes((rows * draws + 7) // 8), rows, draws)
-    ids = unpack_ids(reader.take_bytes(), offsets, gap_bits)
-    if len(ids) and ids.max() >= header.width:  # also where int32 could not hold it
-        raise CodecError(f"token_ids must be below N = {header.width}; got {ids.max()}")
+    ids = unpack_ids(reader.take_bytes(), offsets, header.width)
     return SampledCounts(
         offsets=torch.from_numpy(offsets),
         token_ids=torch.from_numpy(ids).int(),

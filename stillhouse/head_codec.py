@@ -56,7 +56,7 @@ def decode_output_head(data: bytes | bytearray | memoryview) -> OutputHead:
     """
     require_little_endian()
     view = memoryview(data).cast("B")
-    header, _ = read_header(view)
+    header = read_header(view)
     if header.kind is not Kind.OUTPUT_HEAD or header.value_type is None:
         raise CodecError(f"an output head was expected; got a {header.kind.name} payload")
     scale, soft_cap = _SCALE_AND_SOFT_CAP.unpack_from(view, HEADER_BYTES)

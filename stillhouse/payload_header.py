@@ -22,14 +22,13 @@ from stillhouse.request import LogitsRequest, Sequence, TeacherDescription
 MAGIC = b"SHPL"
 VERSION = 2
 
-# magic, version, kind, value type, gap bits, total bytes, rows, width, count, temperature; then the checksum.
+# magic, version, kind, value type, 0, total bytes, rows, width, count, temperature; then the checksum.
 _FIELDS = struct.Struct("<4sBBBBQQIId")
 _CHECKSUM = struct.Struct("<Q")
 HEADER_BYTES = _FIELDS.size + _CHECKSUM.size
 
 # Ids are int32 in a tensor.
 MAX_WIDTH = 2**31
-_MAX_GAP_BITS = 31
 
 
 class Kind(IntEnum):
@@ -127,17 +126,17 @@ class Header:
                 body = 16 + rows * (self.width + count) * item
             case Kind.SAMPLED:
                 fixed = HEADER_BYTES + 4 * rows + (rows * count + 7) // 8
-                # With gap bits to span the width, each gap costs those bits and one more.
-                entry_bits = (self.width - 1).bit_length() + 1
-                return fixed, fixed + 2 + (rows * min(count, self.width) * entry_bits + 7) // 8
+                # An id takes at most the bits that tell it from all others; where a row has all ids, none.
+                id_bits = (self.width - 1).bit_length()
+                return fixed, fixed + (rows * min(count, self.width) * id_bits + 7) // 8
         return HEADER_BYTES + body, HEADER_BYTES + body
 
-    def pack(self, body: Iterable[bytes | memoryview], body_bytes: int, gap_bits: int = 0) -> bytes:
+    def pack(self, body: Iterable[bytes | memoryview], body_bytes: int) -> bytes:
         """Return the 48 bytes that go before `body`."""
         code = 0 if self.value_type is None else 1 + _VALUE_TYPES.index(self.value_type)
         total = HEADER_BYTES + body_bytes
         fields = _FIELDS.pack(
-            MAGIC, VERSION, self.kind, code, gap_bits, total, self.rows, self.width, self.count, self.temperature
+            MAGIC, VERSION, self.kind, code, 0, total, self.rows, self.width, self.count, self.temperature
         )
         return fields + _CHECKSUM.pack(_checksum(fields, body))
 
@@ -156,15 +155,15 @@ def expected_headers(request: LogitsRequest, teacher: TeacherDescription) -> lis
     ]
 
 
-def read_header(data: memoryview) -> tuple[Header, int]:
-    """Check that `data` is one whole, unaltered payload, and return its header and its gap bits.
+def read_header(data: memoryview) -> Header:
+    """Check that `data` is one whole, unaltered payload, and return its header.
 
     Raises:
         CodecError: bytes that are not; nothing is allocated before the sizes are known to be true.
     """
     if len(data) < HEADER_BYTES:
         raise CodecError(f"a payload has at least {HEADER_BYTES} bytes; got {len(data)}: it is truncated")
-    magic, version, kind, code, gap_bits, total, rows, width, count, temperature = _FIELDS.unpack_from(data)
+    magic, version, kind, code, reserved, total, rows, width, count, temperature = _FIELDS.unpack_from(data)
     if magic != MAGIC:
         raise CodecError(f"a payload starts with {MAGIC!r}; got {magic!r}: these are other bytes")
     if version != VERSION:
@@ -175,15 +174,15 @@ def read_header(data: memoryview) -> tuple[Header, int]:
     (checksum,) = _CHECKSUM.unpack_from(data, _FIELDS.size)
     if checksum != _checksum(data[: _FIELDS.size], (data[HEADER_BYTES:],)):
         raise CodecError("the payload's checksum does not match: it was altered on its way")
+    if reserved:
+        raise CodecError(f"the reserved byte of a payload's header must be 0; got {reserved}")
     if kind not in iter(Kind) or code > len(_VALUE_TYPES):
         raise CodecError(f"a payload of kind {kind} with value type {code} is not known here")
     header = Header(Kind(kind), _VALUE_TYPES[code - 1] if code else None, rows, width, count, temperature)
-    if gap_bits > (_MAX_GAP_BITS if header.kind is Kind.SAMPLED else 0):
-        raise CodecError(f"gap bits of {gap_bits} make no sense in a {header.kind.name} payload")
     least, most = header.size_bounds()
     if not least <= total <= most:
         raise CodecError(f"the payload has {total} bytes, where its header describes {least} to {most}: {header}")
-    return header, gap_bits
+    return header
 
 
 def _checksum(fields: bytes | memoryview, body: Iterable[bytes | memoryview]) -> int:

@@ -1,14 +1,16 @@
 """Distinct ids and counts of draws, in as few bits as they need: the body of a SAMPLED payload.
 
 Counts: each row has exactly `draws` bits, a count c being c - 1 zeros and a one; the ones of a row are thus its
-entries, and no lengths are needed. Ids: the gaps between the rising ids of a row (the first from 0) in exponential
-Golomb codes of one order for the payload, `gap_bits`: gap + 2^gap_bits is a one and n more bits; n - gap_bits zeros
-and a one say how many, for all gaps laid end to end, and then come those bits of each. Gaps spread over many orders of
-magnitude (frequent tokens have low ids), which is what these codes are for: on real draws they take a bit less each
-than Rice codes. Bits fill bytes from the highest. Knows nothing of headers or tensors.
+entries, and no lengths are needed. Ids: binary interpolative codes (Moffat and Stuiver 2000). The middle one of a
+row's rising ids comes first, in as many bits as tell it from the others that it could be; then the middle ones of
+what is on either side of it, whose bounds it has narrowed; and so on. Ids of real draws crowd where the frequent
+tokens are, which costs these codes less than those of gaps, and no bits are wrong: all mean some rising ids below N.
+Bits fill bytes from the highest. Knows nothing of headers or tensors.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
@@ -17,8 +19,6 @@ from stillhouse.errors import CodecError
 
 Int64 = npt.NDArray[np.int64]
 Bytes = npt.NDArray[np.uint8]
-
-_MAX_GAP_BITS = 31
 
 
 def pack_counts(counts: Int64, rows: int, draws: int) -> Bytes:
@@ -43,58 +43,91 @@ def unpack_counts(data: Bytes, rows: int, draws: int) -> tuple[Int64, Int64]:
     return offsets, np.diff(np.flatnonzero(bits), prepend=-1)
 
 
-def pack_ids(token_ids: Int64, offsets: Int64) -> tuple[int, Bytes]:
-    """Return the gap bits that cost least, and the coded gaps of `token_ids` `[E]`, rising within each row."""
-    gaps = np.diff(token_ids, prepend=-1) - 1
-    starts = offsets[:-1]
-    gaps[starts] = token_ids[starts]
-    # From the widest gap's own length on, every further bit is one more for each gap.
-    widest = int(gaps.max()).bit_length() if len(gaps) else 0
-    gap_bits = min(range(widest + 1), key=lambda bits: int((2 * _tail_bits(gaps + (1 << bits)) - bits).sum()))
-    values = gaps + (1 << gap_bits)
-    tails = _tail_bits(values)
-    ends = np.cumsum(tails - gap_bits + 1)
-    lengths = np.zeros(int(ends[-1]) if len(ends) else 0, dtype=np.uint8)
-    lengths[ends - 1] = 1
-    bits = (np.repeat(values, tails) >> _places(tails)) & 1
-    return gap_bits, np.concatenate([np.packbits(lengths), np.packbits(bits.astype(np.uint8))])
+def pack_ids(ids: Int64, offsets: Int64, width: int) -> Bytes:
+    """Return the coded ids `[E]` of all rows, rising within each and below `width`."""
+    bits = []
+    for places, least, choices in _middles(ids, offsets, width):
+        lengths, short = _truncated_binary(choices)
+        values = ids[places] - least
+        long = values >= short
+        values[long] += short[long]
+        bits.append(_write(values >> (long & (lengths > 0)), np.maximum(lengths - 1, 0)))
+        bits.append((values[long & (lengths > 0)] & 1).astype(np.uint8))
+    return np.packbits(np.concatenate([np.zeros(0, dtype=np.uint8), *bits]))
 
 
-def unpack_ids(data: Bytes, offsets: Int64, gap_bits: int) -> Int64:
-    """Return the ids `[E]`, rising within each row.
+def unpack_ids(data: Bytes, offsets: Int64, width: int) -> Int64:
+    """Return the ids `[E]` of all rows, rising within each and below `width`.
 
     Raises:
-        CodecError: too few or too many gaps, or stray bits at the end.
+        CodecError: too few bits, too many, or stray ones at the end; or rows of more ids than there are.
     """
-    entries = int(offsets[-1])
-    bits = np.unpackbits(data)
-    ends = np.flatnonzero(bits)[:entries]
-    if len(ends) < entries:
-        raise CodecError(f"the coded gaps are fewer than those of {entries} ids")
-    length_bytes = int(ends[-1]) // 8 + 1 if entries else 0
-    tails = np.diff(ends, prepend=-1) - 1 + gap_bits
-    if entries and (tails.max() > _MAX_GAP_BITS or bits[ends[-1] + 1 : 8 * length_bytes].any()):
-        raise CodecError("a coded gap is wider than any vocabulary, or stray bits follow the lengths of the gaps")
-    tail_bits = _unpack_bits(data[length_bytes:], int(tails.sum())).astype(np.int64)
-    sums = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(tail_bits << _places(tails))])
-    gap_ends = np.cumsum(tails)
-    gaps = sums[gap_ends] - sums[gap_ends - tails] + (1 << tails) - (1 << gap_bits)
-    # An id is the sum of its row's gaps so far, and one more for each id before it in the row.
-    steps = np.cumsum(gaps + 1)
-    before = np.concatenate([np.zeros(1, dtype=np.int64), steps])[offsets[:-1]]
-    ids: Int64 = steps - np.repeat(before, np.diff(offsets)) - 1
+    if (np.diff(offsets) > width).any():
+        raise CodecError(f"a row has {np.diff(offsets).max()} distinct ids, where there are only {width}")
+    bits, at = np.unpackbits(data), 0
+    ids = np.zeros(int(offsets[-1]), dtype=np.int64)
+    for places, least, choices in _middles(ids, offsets, width):
+        lengths, short = _truncated_binary(choices)
+        values = _read(bits[at:], np.maximum(lengths - 1, 0))
+        at += int(np.maximum(lengths - 1, 0).sum())
+        long = (values >= short) & (lengths > 0)
+        last = bits[at : at + int(long.sum())]
+        if len(last) < long.sum():
+            raise CodecError("the coded ids end before their last")
+        at += len(last)
+        values[long] = 2 * values[long] + last - short[long]
+        ids[places] = least + values
+    if len(bits) - at not in range(8) or bits[at:].any():
+        raise CodecError(f"the ids are coded in {at} bits; got {len(bits)}, or stray ones among the last")
     return ids
 
 
-def _tail_bits(values: Int64) -> Int64:
-    """Return how many bits follow the highest one of each value from 1 to 2^32."""
-    return np.frexp(values)[1].astype(np.int64) - 1
+def _middles(ids: Int64, offsets: Int64, width: int) -> Iterator[tuple[Int64, Int64, Int64]]:
+    """Walk through all rows at once, from their middles outwards.
+
+    Yields the places of the ids whose turn it is, the least that each can be, and from how many ids it is one. When
+    the next are asked for, `ids` must hold them.
+    """
+    start, count = offsets[:-1], np.diff(offsets)
+    low, high = np.zeros_like(count), np.full_like(count, width - 1)
+    while len(count):
+        before = count // 2
+        after = count - 1 - before
+        places = start + before
+        # On either side of it there are so many ids more, all different.
+        yield places, low + before, high - after - low - before + 1
+        middle = ids[places]
+        start, count = np.concatenate([start, places + 1]), np.concatenate([before, after])
+        low, high = np.concatenate([low, middle + 1]), np.concatenate([middle - 1, high])
+        some = count > 0
+        start, count, low, high = start[some], count[some], low[some], high[some]
 
 
-def _places(tails: Int64) -> Int64:
-    """Return, for the bits of all tails laid end to end, the place of each in its value: n - 1 down to 0."""
-    ends = np.cumsum(tails)
-    return np.repeat(ends, tails) - 1 - np.arange(int(ends[-1]) if len(ends) else 0)
+def _truncated_binary(choices: Int64) -> tuple[Int64, Int64]:
+    """Return the most bits that one of `choices` values takes, and how many of the lowest values take one less."""
+    lengths = np.frexp(choices - 1)[1].astype(np.int64)
+    return lengths, (1 << lengths) - choices
+
+
+def _write(values: Int64, lengths: Int64) -> Bytes:
+    """Return the lowest bits of each value, so many as its length says, laid end to end, one to an element."""
+    return ((np.repeat(values, lengths) >> _exponents(lengths)) & 1).astype(np.uint8)
+
+
+def _read(bits: Bytes, lengths: Int64) -> Int64:
+    """Return the values that `_write` has laid end to end, from the first of the bits on."""
+    total = int(lengths.sum())
+    if total > len(bits):
+        raise CodecError("the coded ids end before their last")
+    sums = np.concatenate([np.zeros(1, np.int64), np.cumsum(bits[:total].astype(np.int64) << _exponents(lengths))])
+    ends = np.cumsum(lengths)
+    values: Int64 = sums[ends] - sums[ends - lengths]
+    return values
+
+
+def _exponents(lengths: Int64) -> Int64:
+    """Return what each bit of values laid end to end counts for: in each, from length - 1 down to 0."""
+    return np.repeat(np.cumsum(lengths), lengths) - 1 - np.arange(int(lengths.sum()))
 
 
 def _unpack_bits(data: Bytes, count: int) -> Bytes:

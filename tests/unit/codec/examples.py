@@ -8,7 +8,15 @@ from torch import Tensor
 
 from stillhouse.encodings import ValueType
 from stillhouse.payload_header import Kind
-from stillhouse.payloads import CandidateLogits, DenseLogits, HiddenStates, Payload, SampledCounts, TopKLogits
+from stillhouse.payloads import (
+    CandidateLogits,
+    DenseLogits,
+    HiddenStates,
+    OutputHead,
+    Payload,
+    SampledCounts,
+    TopKLogits,
+)
 from stillhouse.tensor_bytes import DTYPES
 
 EXAMPLES: dict[str, Payload] = {
@@ -54,6 +62,13 @@ EXAMPLES: dict[str, Payload] = {
         vocabulary_size=10,
     ),
 }
+
+HEAD = OutputHead(
+    weight=torch.tensor([[1.0, -2.0], [0.5, 3.0], [-1.0, 0.0]], dtype=torch.bfloat16),
+    bias=torch.tensor([0.25, -0.5, 8.0], dtype=torch.bfloat16),
+    scale=0.5,
+    soft_cap=30.0,
+)
 
 
 def random_bits(dtype: torch.dtype, *shape: int, generator: torch.Generator) -> Tensor:

@@ -1,0 +1,81 @@
+"""Ids and counts survive their bits, however far apart the ids are, and never take more bits than the header allows."""
+
+from __future__ import annotations
+
+from itertools import accumulate, combinations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stillhouse.codec import decode_payload, encode_payload, header_of
+from stillhouse.payloads import SampledCounts
+from stillhouse.sampled_bits import pack_ids, unpack_ids
+
+LARGEST_ID = 2**31 - 1
+
+rows_of_ids = st.lists(
+    st.sets(st.integers(0, LARGEST_ID) | st.integers(0, 300), min_size=1, max_size=20).map(sorted), max_size=8
+)
+
+
+@settings(deadline=None)
+@given(rows_of_ids)
+def test_ids_of_any_distance_survive(rows: list[list[int]]) -> None:
+    offsets = np.array([0, *accumulate(map(len, rows))])
+    ids = np.array([id_ for row in rows for id_ in row], dtype=np.int64)
+    data = pack_ids(ids, offsets, LARGEST_ID + 1)
+    assert unpack_ids(data, offsets, LARGEST_ID + 1).tolist() == ids.tolist()
+
+
+@pytest.mark.parametrize(
+    "row", [[0], [LARGEST_ID], [0, LARGEST_ID], [LARGEST_ID - 1, LARGEST_ID], list(range(500))], ids=lambda row: row[:2]
+)
+def test_ids_at_the_ends_and_side_by_side_survive(row: list[int]) -> None:
+    for width in (row[-1] + 1, LARGEST_ID + 1):
+        data = pack_ids(np.array(row), np.array([0, len(row)]), width)
+        assert unpack_ids(data, np.array([0, len(row)]), width).tolist() == row
+
+
+def test_a_row_of_all_ids_takes_no_bits() -> None:
+    assert len(pack_ids(np.arange(800), np.array([0, 800]), 800)) == 0
+
+
+@given(st.integers(1, 9), st.integers(1, 4))
+def test_every_row_there_can_be_has_bits_of_its_own(width: int, count: int) -> None:
+    offsets = np.array([0, min(count, width)])
+    rows = list(combinations(range(width), min(count, width)))
+    coded = {pack_ids(np.array(row), offsets, width).tobytes() for row in rows}
+    assert len(coded) == len(rows)
+
+
+@settings(deadline=None)
+@given(st.integers(1, 70) | st.just(2**31), st.integers(1, 30), st.integers(0, 2**32), st.integers(0, 5))
+def test_no_draws_take_more_bytes_than_their_header_allows(width: int, draws: int, seed: int, rows: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    # As chance has it, or as far apart as may be.
+    found = []
+    for row in range(rows):
+        drawn = torch.randint(0, width, (draws,), generator=generator)
+        if row % 2:
+            drawn = torch.linspace(0, width - 1, draws, dtype=torch.float64).long()
+        found.append(torch.unique(drawn, return_counts=True))
+    empty = torch.empty(0, dtype=torch.int32)
+    payload = SampledCounts(
+        torch.tensor([0, *accumulate(len(ids) for ids, _ in found)]),
+        torch.cat([empty, *(ids.int() for ids, _ in found)]),
+        torch.cat([empty, *(counts.int() for _, counts in found)]),
+        torch.zeros(rows),
+        draws,
+        1.0,
+        width,
+    )
+    data = encode_payload(payload)
+    least, most = header_of(payload).size_bounds()
+    assert least <= len(data) <= most
+    decoded = decode_payload(data)
+    assert isinstance(decoded, SampledCounts)
+    assert decoded.token_ids.equal(payload.token_ids)
+    assert decoded.counts.equal(payload.counts)
