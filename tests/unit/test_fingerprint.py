@@ -103,6 +103,31 @@ def test_every_parameter_of_an_encoding_changes_the_key() -> None:
     assert len({key(encoding=encoding) for encoding in encodings}) == len(encodings)
 
 
+@pytest.mark.parametrize("encoding", [*ENCODINGS, Candidates()], ids=repr)
+def test_candidates_of_each_position_stand_in_the_key_only_where_they_are_asked_for(encoding: Encoding) -> None:
+    one = dataclasses.replace(SEQUENCE, candidate_ids=((1, 2), (3, 4), (1, 2), (0, 9)))
+    other = dataclasses.replace(SEQUENCE, candidate_ids=((1, 2), (3, 5), (1, 2), (0, 9)))
+    assert (key(one, encoding) == key(other, encoding)) == (encoding != Candidates())
+
+
+def test_candidates_named_for_each_position_are_not_those_named_once_for_all() -> None:
+    named = dataclasses.replace(SEQUENCE, candidate_ids=((1, 2),) * 4)
+    assert key(named, Candidates()) != key(encoding=Candidates((1, 2)))
+    assert key(named, Candidates()) != key(named, Candidates((), "float16"))
+
+
+def test_the_same_ids_dealt_otherwise_to_the_positions_have_another_key() -> None:
+    last = Sequence((5, 6), positions=Last(), candidate_ids=((1, 2, 3, 4),))
+    both = Sequence((5, 6), positions=All(), candidate_ids=((1, 2), (3, 4)))
+    assert key(last, Candidates()) != key(both, Candidates())
+
+
+def test_the_seed_stands_in_the_key_of_draws_alone() -> None:
+    keys = [key(encoding=Sampled(10, seed)) for seed in (0, 1, 2**64 - 1)]
+    assert len(set(keys)) == 3
+    assert not any("seed" in type(encoding).__slots__ for encoding in ENCODINGS if not isinstance(encoding, Sampled))
+
+
 def test_ids_segments_positions_and_backend_change_the_key() -> None:
     variants = [
         SEQUENCE,
