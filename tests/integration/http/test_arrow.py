@@ -28,8 +28,8 @@ POSITIONS: list[tuple[Positions, object]] = [
     (Explicit((0, 2)), {"explicit": [0, 2]}),
 ]
 ENCODINGS: list[Encoding] = [
-    *map(Dense, ("float32", "float16", "bfloat16")),
-    *map(Hidden, ("float32", "bfloat16")),
+    *(Dense(t) for t in ("float32", "float16", "bfloat16")),
+    *(Hidden(t) for t in ("float32", "bfloat16")),
     *(TopK(4, t) for t in ("float32", "float16")),
     *(Candidates((1, 9), t) for t in ("float32", "float16")),
     *(Candidates((), t) for t in ("float32", "float16")),
