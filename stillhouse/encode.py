@@ -125,16 +125,18 @@ def _sampled(
     key, positions = draws.content_key(sequence, seed), sequence.position_indices()
     offsets = torch.zeros(len(positions) + 1, dtype=torch.int64)
     entropy = torch.empty(len(positions))
-    ids, counts = [], []
+    # Filled in place: what outlives a chunk, put beside it, would keep its memory from being used for the next.
+    ids, counts = torch.empty(2, len(positions) * min(num_draws, vocabulary_size), dtype=torch.int32)
+    end = 0
     for x_PN, rows in blocks:
         uniforms_PS = draws.uniforms(key, positions[rows], num_draws)
         ids_PS, entropy[rows] = draws.draw(x_PN, uniforms_PS, temperature)
         entries, block_ids, block_counts = draws.distinct(ids_PS)
         offsets[1:][rows] = entries
-        ids.append(block_ids)
-        counts.append(block_counts)
+        start, end = end, end + len(block_ids)
+        ids[start:end], counts[start:end] = block_ids, block_counts
     return SampledCounts(
-        offsets.cumsum(0), torch.cat(ids), torch.cat(counts), entropy, num_draws, temperature, vocabulary_size
+        offsets.cumsum(0), ids[:end].clone(), counts[:end].clone(), entropy, num_draws, temperature, vocabulary_size
     )
 
 
