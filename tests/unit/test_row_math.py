@@ -109,6 +109,21 @@ def test_numpy_and_torch_add_the_same_tree() -> None:
     assert (row_math.row_sums_(x.clone().numpy()) == row_math.row_sums_(x.clone()).numpy()).all()
 
 
+@pytest.mark.parametrize("encoding", [TopK(20, "float32"), Candidates((4, 50)), Sampled(30)], ids=repr)
+def test_what_a_device_computes_is_what_the_host_computes(encoding: Encoding, monkeypatch: pytest.MonkeyPatch) -> None:
+    # A device's tensors take torch's way instead of numpy's; here the host's are sent there. Only exp and log differ.
+    x = logits(5)
+    host = encoded(x, encoding, [0, 1, 2, 3, 4], 5)
+    monkeypatch.setattr(row_math, "as_array", lambda tensor: tensor)
+    device = encoded(x, encoding, [0, 1, 2, 3, 4], 5)
+    for field in fields(host):
+        a, b = getattr(host, field.name), getattr(device, field.name)
+        if isinstance(a, Tensor) and a.is_floating_point():
+            torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
+        else:
+            assert torch.equal(a, b) if isinstance(a, Tensor) else a == b
+
+
 def test_the_logsumexp_of_nothing_is_minus_infinity_and_no_warning() -> None:
     x = torch.tensor([[-np.inf, -np.inf], [-np.inf, 3.0], [1e38, 1e38]])
     assert row_math.row_logsumexp(x).tolist() == [-np.inf, 3.0, pytest.approx(1e38)]
