@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence as SequenceOf
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from dataclasses import fields as dataclass_fields
 from itertools import accumulate
 from typing import Any
@@ -76,6 +76,16 @@ class TopKLogits:
         """P."""
         return self.token_ids.shape[0]
 
+    @property
+    def log_probs(self) -> Tensor:
+        """`[P, K]` float32: natural log-probabilities of the ids under softmax(t), over all N."""
+        return self.logits.float() - self.log_normalizer[:, None]
+
+    @property
+    def tempered_log_probs(self) -> Tensor:
+        """The same under softmax(t / temperature)."""
+        return self.logits.float() / self.temperature - self.tempered_log_normalizer[:, None]
+
 
 @dataclass(frozen=True, slots=True)
 class SampledCounts:
@@ -123,6 +133,16 @@ class CandidateLogits:
         """P."""
         return self.logits.shape[0]
 
+    @property
+    def log_probs(self) -> Tensor:
+        """`[P, K]` float32: natural log-probabilities of the ids under softmax(t), over all N."""
+        return self.logits.float() - self.log_normalizer[:, None]
+
+    @property
+    def tempered_log_probs(self) -> Tensor:
+        """The same under softmax(t / temperature)."""
+        return self.logits.float() / self.temperature - self.tempered_log_normalizer[:, None]
+
 
 @dataclass(frozen=True, slots=True)
 class OutputHead:
@@ -139,6 +159,7 @@ class OutputHead:
     bias: Tensor | None = None
     scale: float = 1.0
     soft_cap: float | None = None
+    _last_converted: list[OutputHead] = field(default_factory=list, init=False, repr=False, compare=False)
 
     @property
     def vocabulary_size(self) -> int:
@@ -149,6 +170,18 @@ class OutputHead:
     def hidden_size(self) -> int:
         """D."""
         return self.weight.shape[1]
+
+    def to(self, *, dtype: torch.dtype, device: torch.device) -> OutputHead:
+        """Return this head in a dtype, on a device; the last conversion is remembered, since a loss asks every time."""
+        if (self.weight.dtype, self.weight.device) == (dtype, device):
+            return self
+        for known in self._last_converted:
+            if (known.weight.dtype, known.weight.device) == (dtype, device):
+                return known
+        bias = None if self.bias is None else self.bias.to(device=device, dtype=dtype)
+        converted = replace(self, weight=self.weight.to(device=device, dtype=dtype), bias=bias)
+        self._last_converted[:] = [converted]
+        return converted
 
     def logits(self, hidden_rows: Tensor, vocabulary_size: int | None = None) -> Tensor:
         """Return `[p, N]`, the leading N logits (by default all V) of `[p, D]`, in the weight's dtype and device."""

@@ -17,6 +17,7 @@ from stillhouse.kd import checks
 from stillhouse.kd.api import differentiable
 from stillhouse.kd.loss import Options, Part, check_logits
 from stillhouse.kd.rows import NO_LABEL
+from stillhouse.kd.step import with_head
 from stillhouse.kd.teacher import TopKTail, num_rows, shared_width
 from stillhouse.payloads import OutputHead, Payload
 from stillhouse.providers import TeacherLogitsProvider
@@ -68,7 +69,7 @@ def causal_lm_kd_loss(
         num_valid_in_batch: for "attended", the real positions of the whole batch; needed with `num_items_in_batch`.
         encoding: what a provider is asked for; by default every logit.
         vocabulary_size: N, needed where the two sides differ.
-        output_head: what hidden states are turned into logits with.
+        output_head: what hidden states are turned into logits with; a provider is asked for it by default.
         top_k_tail: see `kd_loss_and_gradient`.
 
     Raises:
@@ -90,6 +91,7 @@ def causal_lm_kd_loss(
     if isinstance(teacher, TeacherLogitsProvider):
         width = vocabulary_size or teacher.describe().vocabulary_size
         checks.check_label_range(targets.reshape(-1), width)
+        options = with_head(options, teacher, encoding)
         answers = _ask(teacher, input_ids, attended, taught, encoding or Dense(), options)
     else:
         answers = _given(teacher, attended, taught)

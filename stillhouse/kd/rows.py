@@ -47,6 +47,21 @@ class TopKRows:
 
 
 @dataclass(frozen=True, slots=True)
+class SampledRows:
+    """Draws from the teacher at T: `weights` of a row are counts / draws and sum to 1; those of padding are 0.
+
+    `token_ids` is `[r, K]` int64 and `weights` `[r, K]`; `entropy` `[r, 1]`, in nats, is the teacher's own at T.
+    """
+
+    token_ids: Tensor
+    weights: Tensor
+    entropy: Tensor
+
+
+TeacherRows = DenseRows | TopKRows | SampledRows
+
+
+@dataclass(frozen=True, slots=True)
 class RowTerms:
     """What a chunk comes to, `[r]` each. A value that is not finite tells what is wrong with its row."""
 
@@ -89,9 +104,7 @@ class RowKernel:
         self._optimistic = on_cpu
         self._buffers: dict[str, Tensor] = {}
 
-    def run(
-        self, student: Tensor, teacher: DenseRows | TopKRows | None, labels: Tensor, gradient: Tensor | None
-    ) -> RowTerms:
+    def run(self, student: Tensor, teacher: TeacherRows | None, labels: Tensor, gradient: Tensor | None) -> RowTerms:
         """Return the terms of one chunk, and write its gradient.
 
         Args:
@@ -118,10 +131,13 @@ class RowKernel:
                 torch.mul(plain, plain_weight, out=target)
         else:
             shared_weight = plain_weight if self._temperature == 1 else torch.zeros_like(plain_weight)
-            if isinstance(teacher, DenseRows):
-                kl, teacher_log_normalizer = self._dense(shifted, plain, plain_sum, teacher, shared_weight, target)
-            else:
-                kl = self._top_k(shifted, teacher, shared_weight, target)
+            match teacher:
+                case DenseRows():
+                    kl, teacher_log_normalizer = self._dense(shifted, plain, plain_sum, teacher, shared_weight, target)
+                case TopKRows():
+                    kl = self._top_k(shifted, teacher, shared_weight, target)
+                case SampledRows():
+                    kl = self._sampled(shifted, plain, plain_sum, teacher, shared_weight, target)
             if target is not None and self._temperature != 1 and self._weights.cross_entropy != 0:
                 target.addcmul_(plain, plain_weight)
         if target is not None and gradient is not None:
@@ -141,11 +157,7 @@ class RowKernel:
         target: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         """Return KL and the teacher's log-normaliser, `[r, 1]`; overwrite `target` with the gradient of KL."""
-        tempered, tempered_sum = plain, plain_sum
-        if self._temperature != 1:
-            shifted.mul_(1 / self._temperature)
-            tempered = torch.exp(shifted, out=self._buffer("tempered", len(shifted)))
-            tempered_sum = tempered.sum(-1, keepdim=True)
+        tempered, tempered_sum = self._tempered(shifted, plain, plain_sum)
         taught, top = self._shift(teacher.logits, "teacher")
         if self._temperature != 1:
             taught.mul_(1 / self._temperature)
@@ -159,6 +171,37 @@ class RowKernel:
             torch.mul(tempered, self._weights.kl / tempered_sum + shared_weight, out=target)
             target.addcmul_(probs, -self._weights.kl / probs_sum)
         return kl, top + probs_sum.log()
+
+    def _sampled(
+        self,
+        shifted: Tensor,
+        plain: Tensor,
+        plain_sum: Tensor,
+        teacher: SampledRows,
+        shared_weight: Tensor,
+        target: Tensor | None,
+    ) -> Tensor:
+        """Return the estimate of KL from draws, `[r, 1]`; overwrite `target` with its gradient.
+
+        `log Z - sum(w x) - H`, with x the student's tempered logits and w the share of each id among the draws: in
+        expectation w is softmax(t / T), and this the full KL.
+        """
+        tempered, tempered_sum = self._tempered(shifted, plain, plain_sum)
+        drawn = shifted.gather(1, teacher.token_ids)
+        # Where nothing was drawn (padding) even a student's -inf counts 0.
+        expected = torch.where(teacher.weights > 0, teacher.weights * drawn, 0.0).sum(-1, keepdim=True)
+        if target is not None:
+            torch.mul(tempered, self._weights.kl / tempered_sum + shared_weight, out=target)
+            target.scatter_add_(1, teacher.token_ids, (teacher.weights * -self._weights.kl).to(target.dtype))
+        return tempered_sum.log() - expected - teacher.entropy
+
+    def _tempered(self, shifted: Tensor, plain: Tensor, plain_sum: Tensor) -> tuple[Tensor, Tensor]:
+        """Divide the shifted logits by T in place; return their exponentials and the sums of those, `[r, 1]`."""
+        if self._temperature == 1:
+            return plain, plain_sum
+        shifted.mul_(1 / self._temperature)
+        tempered = torch.exp(shifted, out=self._buffer("tempered", len(shifted)))
+        return tempered, tempered.sum(-1, keepdim=True)
 
     def _expectation(self, probs: Tensor, difference: Tensor, logits: Tensor, scratch: Tensor) -> Tensor:
         """Return the row sums of `probs * difference`, where an id that the teacher rules out (-inf) counts 0."""

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from stillhouse.encodings import Dense, Encoding
+from stillhouse.encodings import Dense, Encoding, Hidden
 from stillhouse.kd import checks
 from stillhouse.kd.loss import Options, make_part, unaveraged
 from stillhouse.kd.rows import NO_LABEL
@@ -49,7 +50,7 @@ def kd_step(
         compute_student_logits: from `input_ids` to `[B, V]`, the student's logits at each last position.
         encoding: what the teacher is asked for; by default every logit.
         vocabulary_size: N, needed where teacher and student differ: both are cut to it before softmax.
-        output_head: what hidden states are turned into logits with.
+        output_head: what hidden states are turned into logits with; by default the teacher is asked for it.
         top_k_tail: see `kd_loss_and_gradient`.
 
     Returns:
@@ -65,6 +66,7 @@ def kd_step(
     if not input_ids:
         return 0.0, []
     checks.check_label_range(targets, vocabulary_size or teacher.describe().vocabulary_size)
+    options = with_head(options, teacher, encoding)
     payloads = _ask(teacher, input_ids, Last(), encoding, options)
     student = compute_student_logits(input_ids)
     if student.shape[:1] != (len(input_ids),):
@@ -114,6 +116,7 @@ def kd_step_per_position(
     width = vocabulary_size or teacher.describe().vocabulary_size
     for row, count in zip(targets, counts, strict=True):
         checks.check_label_range(row.masked_fill(~count, NO_LABEL), width)
+    options = with_head(options, teacher, encoding)
     payloads = _ask(teacher, input_ids, All(), encoding, options)
     students = list(compute_student_logits(input_ids))
     _check_count("the student's logits", students, input_ids)
@@ -129,6 +132,13 @@ def kd_step_per_position(
         torch.empty_like(student, requires_grad=False, memory_format=torch.contiguous_format) for student in students
     ]
     return unaveraged(parts, gradients, options), gradients
+
+
+def with_head(options: Options, teacher: TeacherLogitsProvider, encoding: Encoding | None) -> Options:
+    """Return the options with the teacher's own output head, where hidden states are asked for and none was given."""
+    if not isinstance(encoding, Hidden) or options.output_head is not None:
+        return options
+    return replace(options, output_head=teacher.output_head())
 
 
 def _ask(

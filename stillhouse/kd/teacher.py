@@ -13,11 +13,19 @@ from torch import Tensor
 
 from stillhouse.errors import InvalidRequestError, VocabularyMismatchError
 from stillhouse.kd.checks import same_temperature
-from stillhouse.kd.rows import DenseRows, TopKRows
-from stillhouse.payloads import DenseLogits, HiddenStates, OutputHead, Payload, TopKLogits
+from stillhouse.kd.rows import DenseRows, SampledRows, TeacherRows, TopKRows
+from stillhouse.payloads import (
+    CandidateLogits,
+    DenseLogits,
+    HiddenStates,
+    OutputHead,
+    Payload,
+    SampledCounts,
+    TopKLogits,
+)
 
 TopKTail = Literal["bucket", "renormalise"]
-"""What becomes of the ids that a top-k answer left out: one bucket of known mass, or dropped."""
+"""What becomes of the ids that a top-k or candidates answer left out: one bucket of known mass, or dropped."""
 
 HIDDEN_BLOCK_ROWS = 256
 """Rows rebuilt from hidden states at once: enough for the matmul to be one, 50 MiB of logits for 49,152 ids."""
@@ -26,7 +34,7 @@ HIDDEN_BLOCK_ROWS = 256
 class TeacherSource(Protocol):
     """Hands out the teacher's rows, by their place among the rows that count."""
 
-    def chunk(self, start: int, stop: int) -> DenseRows | TopKRows:
+    def chunk(self, start: int, stop: int) -> TeacherRows:
         """Return the rows from `start` up to `stop`."""
 
 
@@ -69,8 +77,8 @@ def shared_width(student: int, teacher: Payload | Tensor, output_head: OutputHea
     """Return N, the width that both sides are cut to.
 
     Raises:
-        VocabularyMismatchError: the sizes differ and no N was named, or N is over one of them, or a top-k answer
-            was normalised over another N: it can't be cut afterwards.
+        VocabularyMismatchError: the sizes differ and no N was named, or N is over one of them, or the answer was
+            normalised over another N: only dense logits and hidden states can be cut afterwards.
     """
     served = vocabulary_size(teacher, output_head)
     sizes = f"the teacher's vocabulary has {served} entries, the student's {student}"
@@ -84,9 +92,9 @@ def shared_width(student: int, teacher: Payload | Tensor, output_head: OutputHea
         raise InvalidRequestError(f"vocabulary_size must be an integer of at least 1; got {asked!r}")
     if asked > min(served, student):
         raise VocabularyMismatchError(f"vocabulary_size is {asked}, but {sizes}; name at most the smaller")
-    if isinstance(teacher, TopKLogits) and asked != served:
+    if isinstance(teacher, TopKLogits | CandidateLogits | SampledCounts) and asked != served:
         raise VocabularyMismatchError(
-            f"vocabulary_size is {asked}, but the top-k answer was normalised over {served} ids; "
+            f"vocabulary_size is {asked}, but the {type(teacher).__name__} were normalised over {served} ids; "
             f"ask the teacher with vocabulary_size={asked}"
         )
     return asked
@@ -115,14 +123,14 @@ def teacher_source(
             return _DenseSource(logits, rows, width, device)
         case HiddenStates(hidden) if output_head is not None:
             return _HiddenSource(hidden, output_head, rows, width, dtype, device)
-        case TopKLogits():
+        case TopKLogits() | CandidateLogits():
             same_temperature(teacher.temperature, temperature)
-            return _TopKSource(teacher, rows, top_k_tail, dtype, device)
+            return _HeadSource(teacher, rows, top_k_tail, dtype, device)
+        case SampledCounts():
+            same_temperature(teacher.temperature, temperature)
+            return _SampledSource(teacher, rows, dtype, device)
         case _:
-            raise InvalidRequestError(
-                f"teacher must be dense logits, hidden states or top-k logits; there is no loss over "
-                f"{type(teacher).__name__}: ask with Dense(), Hidden() or TopK(k)"
-            )
+            raise InvalidRequestError(f"teacher must be a payload or a tensor of logits; got {type(teacher).__name__}")
 
 
 class _DenseSource:
@@ -137,29 +145,34 @@ class _HiddenSource:
     def __init__(
         self, hidden: Tensor, head: OutputHead, rows: Tensor, width: int, dtype: torch.dtype, device: torch.device
     ) -> None:
-        self._hidden, self._rows = hidden, rows
-        self._weight = head.weight[:width].to(device=device, dtype=dtype)
-        self._bias = None if head.bias is None else head.bias[:width].to(device=device, dtype=dtype)
-        self._block = self._weight.new_empty(0, width)
+        self._hidden, self._rows, self._width = hidden, rows, width
+        self._head = head.to(dtype=dtype, device=device)
+        self._block = self._head.weight.new_empty(0, width)
         self._start = 0
 
     def chunk(self, start: int, stop: int) -> DenseRows:
         if not self._start <= start <= stop <= self._start + len(self._block):
             self._start = start
             block = take_rows(self._hidden, self._rows[start : max(stop, start + HIDDEN_BLOCK_ROWS)])
-            self._block = torch.nn.functional.linear(block.to(self._weight), self._weight, self._bias)
+            self._block = self._head.logits(block, self._width)
         return DenseRows(self._block[start - self._start : stop - self._start])
 
 
-class _TopKSource:
+class _HeadSource:
+    """Some ids by name and one bucket for all others: a top-k answer, or candidates."""
+
     def __init__(
-        self, payload: TopKLogits, rows: Tensor, tail: TopKTail, dtype: torch.dtype, device: torch.device
+        self,
+        payload: TopKLogits | CandidateLogits,
+        rows: Tensor,
+        tail: TopKTail,
+        dtype: torch.dtype,
+        device: torch.device,
     ) -> None:
         if tail not in ("bucket", "renormalise"):
             raise InvalidRequestError(f"top_k_tail must be bucket or renormalise; got {tail!r}")
-        ids = payload.token_ids
-        if ids.numel() and (int(ids.min()) < 0 or int(ids.max()) >= payload.vocabulary_size):
-            raise InvalidRequestError(f"token_ids of a top-k answer must be from 0 to {payload.vocabulary_size - 1}")
+        ids = payload.token_ids.expand(payload.num_positions, -1)  # candidates may be the same ids for every row
+        _check_ids(ids, payload.vocabulary_size)
         self._ids = take_rows(ids, rows).to(device=device, dtype=torch.int64)
         scaled = take_rows(payload.logits, rows).to(device=device, dtype=dtype) / payload.temperature
         self._log_tail = take_rows(payload.tempered_log_tail_mass, rows).to(device=device, dtype=dtype)[:, None]
@@ -172,3 +185,30 @@ class _TopKSource:
 
     def chunk(self, start: int, stop: int) -> TopKRows:
         return TopKRows(self._ids[start:stop], self._log_probs[start:stop], self._log_tail[start:stop])
+
+
+class _SampledSource:
+    def __init__(self, payload: SampledCounts, rows: Tensor, dtype: torch.dtype, device: torch.device) -> None:
+        _check_ids(payload.token_ids, payload.vocabulary_size)
+        self._payload, self._rows, self._dtype, self._device = payload, rows, dtype, device
+        self._entropy = take_rows(payload.entropy, rows).to(device=device, dtype=dtype)[:, None]
+
+    def chunk(self, start: int, stop: int) -> SampledRows:
+        payload, rows = self._payload, self._rows[start:stop]
+        offsets = payload.offsets.cpu()
+        first, length = offsets[rows], offsets[rows + 1] - offsets[rows]
+        place = torch.arange(int(length.max()))
+        is_drawn = place < length[:, None]
+        # Padding repeats the row's first entry, with a weight of 0.
+        entries = (first[:, None] + torch.where(is_drawn, place, 0)).to(payload.token_ids.device)
+        weights = payload.counts[entries].to(self._device, self._dtype) / payload.draws
+        return SampledRows(
+            payload.token_ids[entries].to(self._device, torch.int64),
+            weights.masked_fill_(~is_drawn.to(self._device), 0.0),
+            self._entropy[start:stop],
+        )
+
+
+def _check_ids(ids: Tensor, vocabulary_size: int) -> None:
+    if ids.numel() and (int(ids.min()) < 0 or int(ids.max()) >= vocabulary_size):
+        raise InvalidRequestError(f"token_ids of a sparse answer must be from 0 to {vocabulary_size - 1}")

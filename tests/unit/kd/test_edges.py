@@ -13,7 +13,7 @@ from torch import Tensor
 from stillhouse.errors import InvalidRequestError, VocabularyMismatchError
 from stillhouse.fixtures import FixtureTeacher
 from stillhouse.kd import kd_logit_gradient, kd_loss, kd_loss_and_gradient, kd_step
-from stillhouse.payloads import CandidateLogits, DenseLogits, HiddenStates, OutputHead
+from stillhouse.payloads import DenseLogits, HiddenStates, OutputHead
 
 V = 9
 INF = math.inf
@@ -248,11 +248,14 @@ def test_hidden_states_need_an_output_head_of_their_width() -> None:
         loss(logits(), HiddenStates(torch.randn(3, 5)), output_head=OutputHead(torch.randn(V, 4)))
 
 
-def test_a_payload_without_a_loss_is_refused_by_name() -> None:
-    zeros = torch.zeros(3)
-    candidates = CandidateLogits(torch.arange(2), torch.zeros(3, 2), zeros, zeros, zeros, zeros, 2.0, V)
-    with pytest.raises(InvalidRequestError, match="there is no loss over CandidateLogits"):
-        loss(logits(), candidates)
+def test_an_output_head_is_converted_once() -> None:
+    head = OutputHead(torch.randn(V, 4, dtype=torch.bfloat16), torch.randn(V, dtype=torch.bfloat16), 0.5, 30.0)
+    converted = head.to(dtype=torch.float32, device=torch.device("cpu"))
+    assert converted is head.to(dtype=torch.float32, device=torch.device("cpu"))
+    assert converted is converted.to(dtype=torch.float32, device=torch.device("cpu"))
+    assert (converted.weight.dtype, converted.scale, converted.soft_cap) == (torch.float32, 0.5, 30.0)
+    assert converted.bias is not None
+    assert converted.bias.dtype == torch.float32
 
 
 def test_a_teacher_must_answer_one_row_for_each_sequence() -> None:

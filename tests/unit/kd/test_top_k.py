@@ -138,7 +138,7 @@ def test_a_teacher_that_rules_out_most_ids_has_no_tail() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"token_ids": torch.full((4, 5), V)}, "token_ids of a top-k answer must be from 0 to 49"),
+        ({"token_ids": torch.full((4, 5), V)}, "token_ids of a sparse answer must be from 0 to 49"),
         ({"logits": torch.full((4, 5), math.nan)}, "holds a NaN"),
     ],
 )
