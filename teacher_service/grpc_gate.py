@@ -93,7 +93,7 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic to 
         read = handler.request_deserializer or _as_it_is
 
         async def asked(requests: AsyncIterator[bytes]) -> Any:
-            return _read_all(requests, read) if handler.request_streaming else await anext(_read_all(requests, read))
+            return _each(requests, read) if handler.request_streaming else await _only(requests, read)
 
         async def answer_once(requests: AsyncIterator[bytes], context: Context) -> Any:
             async with self._counted(name, context), entering(context):
@@ -120,8 +120,9 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic to 
         # Not at the end of the block: until its last byte has gone, an answer is in flight.
         context.add_done_callback(cast("Any", lambda _: place.leave()))
         async with self._admission.bounded():
-            with structlog.contextvars.bound_contextvars(caller=place.caller.name):
-                yield
+            # gRPC gives each call a task, and so a context, of its own: nothing has to be unbound.
+            structlog.contextvars.bind_contextvars(caller=place.caller.name)
+            yield
 
     @asynccontextmanager
     async def _watching(self) -> AsyncIterator[None]:
@@ -171,18 +172,23 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic to 
             self._metrics.request_duration.labels(method).observe(time.monotonic() - started)
 
 
-async def _read_all(requests: AsyncIterator[bytes], read: Callable[[bytes], Any]) -> AsyncIterator[Any]:
-    """Yield at least one message, or raise: gRPC itself would call what cannot be read a fault of ours."""
-    is_empty = True
+async def _only(requests: AsyncIterator[bytes], read: Callable[[bytes], Any]) -> Any:
     async for data in requests:
-        is_empty = False
-        try:
-            message = read(data)
-        except DecodeError as error:
-            raise InvalidRequestError(f"the message of {len(data)} bytes is none of this method's") from error
-        yield message
-    if is_empty:
-        raise InvalidRequestError("the call held no message")
+        return _message(data, read)
+    raise InvalidRequestError("the call held no message")
+
+
+async def _each(requests: AsyncIterator[bytes], read: Callable[[bytes], Any]) -> AsyncIterator[Any]:
+    async for data in requests:
+        yield _message(data, read)
+
+
+def _message(data: bytes, read: Callable[[bytes], Any]) -> Any:
+    try:
+        return read(data)
+    except DecodeError as error:
+        # gRPC itself would call what cannot be read a fault of ours.
+        raise InvalidRequestError(f"the message of {len(data)} bytes is none of this method's") from error
 
 
 def _as_it_is(data: bytes) -> bytes:
