@@ -47,7 +47,8 @@ def encode_logits(
         vocabulary_size: N, at least 1: only the ids below it count.
 
     Raises:
-        InvalidRequestError: an id or a k beyond N, a finite logit that float16 or bfloat16 would turn into an infinity.
+        InvalidRequestError: an id or a k beyond N, a finite logit that float16 or bfloat16 would turn into an infinity,
+            or that the temperature would.
         EncodingNotOfferedError: HIDDEN, which is not made from logits.
         TeacherInternalError: a NaN, +inf, or a row all -inf among the logits.
         ValueError: chunks that are not `[p, V >= N]`, or that do not add up to the positions asked for.
@@ -229,6 +230,10 @@ def _cast(values: Tensor, field: str, value_type: ValueType) -> Tensor:
 
 def _named(x_PN: Tensor, ids_PK: Tensor, field: str, value_type: ValueType, temperature: float) -> tuple[Tensor, ...]:
     logits_PK, *statistics = head_and_tail(x_PN, ids_PK, temperature)
+    if not torch.isfinite(statistics[2]).all():
+        raise InvalidRequestError(
+            f"temperature must not be so small that the logits divided by it pass float32; got {temperature:g}"
+        )
     return (_cast(logits_PK, field, value_type), *statistics)
 
 

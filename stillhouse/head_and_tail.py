@@ -13,11 +13,15 @@ from torch import Tensor
 
 from stillhouse import row_math
 
+# The temperatures that float32 can divide by; as 0 or infinity, others would make a NaN of 0 or of -inf.
+_ORDINARY = (1e-30, 1e30)
+
 
 def head_and_tail(x_PN: Tensor, ids_PK: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Return the logits at the ids `[P, K]`, and four statistics `[P]` float32 as `TopKLogits` describes them.
 
-    They are log-normaliser and log tail mass at T = 1, and both at the temperature. The ids of a row are distinct.
+    They are log-normaliser and log tail mass at T = 1, and both at the temperature; one so small that float32 can't
+    hold the quotient makes the log-normaliser infinite. The ids of a row are distinct.
     """
     head_PK = x_PN.gather(1, ids_PK)
     # All logits are taken relative to the largest, so that the mass of a tail keeps its digits beside logits of 1e4.
@@ -28,8 +32,11 @@ def head_and_tail(x_PN: Tensor, ids_PK: Tensor, temperature: float) -> tuple[Ten
     untempered = _statistics(relative_PK, tail_PN, largest_P1[:, 0])
     if temperature == 1:
         return (head_PK, *untempered, *untempered)
-    tempered = _statistics(relative_PK / temperature, tail_PN.div_(temperature), largest_P1[:, 0] / temperature)
-    return (head_PK, *untempered, *tempered)
+    if not _ORDINARY[0] < temperature < _ORDINARY[1]:
+        tail_PN, relative_PK, largest_P1 = tail_PN.double(), relative_PK.double(), largest_P1.double()
+    largest_P = largest_P1.div_(temperature)[:, 0]
+    normalizer_P, tail_P = _statistics(relative_PK.div_(temperature), tail_PN.div_(temperature), largest_P)
+    return (head_PK, *untempered, normalizer_P.float(), tail_P.float())
 
 
 def _statistics(head_PK: Tensor, tail_PN: Tensor, largest_P: Tensor) -> tuple[Tensor, Tensor]:

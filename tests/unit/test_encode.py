@@ -82,6 +82,20 @@ def test_top_k_statistics_equal_float64_at_any_temperature(temperature: float, s
         assert (tail <= 0).all()
 
 
+@pytest.mark.parametrize("temperature", [1e-37, 1e-35, 1e-31, 1e31, 1e38, 1e300])
+def test_temperatures_that_float32_cannot_divide_by_have_statistics(temperature: float) -> None:
+    x = torch.tensor([[0.5, 0.25, -3.0, -math.inf, 0.5], [0.0, -1e4, -math.inf, 0.0, 0.0]])
+    payload = top_k(x, 3, temperature=temperature)
+    exact_normalizer, exact_tail = exact_statistics(x, payload.token_ids, temperature)
+    torch.testing.assert_close(payload.tempered_log_normalizer.double(), exact_normalizer, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(payload.tempered_log_tail_mass, exact_tail.float(), rtol=1e-6, atol=1e-6)
+
+
+def test_a_temperature_that_no_logit_survives_is_refused() -> None:
+    with pytest.raises(InvalidRequestError, match=r"temperature must not be so small .* got 1e-300"):
+        top_k(torch.tensor([[0.5, 0.25, -3.0]]), 2, temperature=1e-300)
+
+
 def test_a_tail_far_below_what_subtraction_could_see_keeps_its_digits() -> None:
     # The tail holds 1e-17 of the mass: 1 - (sum of the head) would be 0, or below it.
     x = torch.zeros(1, 1000)
