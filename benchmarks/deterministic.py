@@ -11,7 +11,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from benchmarks._measure import interleave
+from benchmarks._measure import Timing, interleave
 from benchmarks._result import Result, Value
 from stillhouse.encodings import TopK
 from stillhouse.models import load_causal_lm, load_tokenizer, resolve_model
@@ -57,16 +57,20 @@ def measure(quick: bool) -> Result:
         timings = interleave(contestants, rounds)
         speeds = {mode: sum(chosen) / timing.median for mode, timing in timings.items()}
         for mode, timing in timings.items():
-            row: dict[str, Value] = {"mix": mix, "mode": mode, "tokens": sum(chosen)}
-            table.append(row | {"tokens_s": round(speeds[mode], 1)} | timing.milliseconds())
+            table.append(_row(mix, mode, sum(chosen), timing))
         prefix = "" if mix == "mixed" else f"{mix}_"
         figures[f"{prefix}throughput_kept"] = speeds["deterministic"] / speeds["throughput"]
         if mix == "short":
             figures["short_128_throughput_kept"] = speeds["deterministic_128"] / speeds["throughput"]
     alone = [_sequence(ids, 0, 16, Last())]
     for mode, timing in interleave({m: partial(_answer, *p, alone) for m, p in computers.items()}, rounds).items():
-        table.append({"mix": "one of 16", "mode": mode, "tokens": 16, "tokens_s": None} | timing.milliseconds())
+        table.append(_row("one of 16", mode, 16, timing))
     return Result("deterministic", rounds, table, figures)
+
+
+def _row(mix: str, mode: str, tokens: int, timing: Timing) -> dict[str, Value]:
+    speed = round(tokens / timing.median, 1)
+    return {"mix": mix, "mode": mode, "tokens": tokens, "tokens_s": speed, **timing.milliseconds()}
 
 
 def _setting(name: str) -> Any:

@@ -35,11 +35,17 @@ class Shapes(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class FittedShape:
-    """All rows in one rectangle, as wide as the longest."""
+    """All rows in one rectangle, as wide as the longest; a row longer than `longest_shared` by itself."""
+
+    longest_shared: int | None = None
 
     def passes(self, lengths: SequenceOf[int]) -> Iterator[Pass]:
-        """Yield the one pass."""
-        yield Pass(tuple(range(len(lengths))), len(lengths), max(lengths))
+        """Yield the one pass, and those of single rows."""
+        most = max(lengths) if self.longest_shared is None else self.longest_shared
+        shared = tuple(row for row, length in enumerate(lengths) if length <= most)
+        if shared:
+            yield Pass(shared, len(shared), max(lengths[row] for row in shared))
+        yield from (Pass((row,), 1, length) for row, length in enumerate(lengths) if length > most)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +76,7 @@ class FixedShapes:
                 yield Pass(tuple(range(height)), height, width)
 
     def _shape(self, length: int) -> tuple[int, int]:
-        width = min(next(width for width in _widths() if width >= length), self.max_width)
+        width = max(length, min(next(width for width in _widths() if width >= length), self.max_width))
         height = self.pass_tokens // width
         return (width, height) if height > 1 else (length, 1)
 

@@ -24,6 +24,7 @@ from stillhouse.request import Sequence
 from teacher_service.backends.base import BackendDescription, HiddenRows, TeacherBackend
 from teacher_service.backends.output_heads import UnderstoodHead, agree, understood_head
 from teacher_service.backends.placement import Placement
+from teacher_service.backends.rotary_lengths import RotaryLengths
 from teacher_service.backends.shapes import FittedShape, FixedShapes, Pass, Shapes
 from teacher_service.progress import report
 
@@ -64,8 +65,9 @@ class TransformersBackend(TeacherBackend):
         self._understood = self._probe_head()
         config = self._model.config.get_text_config()
         longest = getattr(config, "max_position_embeddings", None) or _UNBOUNDED_SEQUENCE_TOKENS
+        self._rotary = RotaryLengths(model)
         self._shapes = self._choose_shapes(pass_tokens, longest)
-        self._keeps_segments_apart = pass_tokens is None and self._probe_segments()
+        self._keeps_segments_apart = pass_tokens is None and not self._rotary.follows_length and self._probe_segments()
         report("fingerprint")
         self._description = BackendDescription(
             model=name,
@@ -138,6 +140,7 @@ class TransformersBackend(TeacherBackend):
         return self._hidden(ids_BL, positions_BL)
 
     def _hidden(self, ids_BL: Tensor, positions_BL: Tensor) -> Tensor:
+        self._rotary.forget()
         inputs = self._inputs(ids_BL, positions_BL)
         if self._understood is None:
             logits: Tensor = self._model(**inputs).logits
@@ -151,7 +154,9 @@ class TransformersBackend(TeacherBackend):
 
     def _choose_shapes(self, pass_tokens: int | None, longest: int) -> Shapes:
         if pass_tokens is None:
-            return FittedShape()
+            return FittedShape(self._rotary.longest_shared)
+        if self._rotary.follows_length:
+            return FixedShapes(1, longest)
         shapes = FixedShapes(pass_tokens, longest)
         if not any(shapes.shared()):
             return shapes
