@@ -97,6 +97,15 @@ class Recipe(Strict):
     teacher_token: SecretStr | None = Field(
         None, description="The teacher's token; better given as STUDENT_TEACHER_TOKEN than on a command line."
     )
+    teacher_ca: str | None = Field(
+        None,
+        description="PEM file of the authority that signed the teacher's certificate, for TLS; system: those that this "
+        "machine trusts. By default the connection is not encrypted.",
+    )
+    teacher_certificate: Path | None = Field(
+        None, description="PEM file of this worker's own certificate, where the teacher asks for one (mutual TLS)."
+    )
+    teacher_key: Path | None = Field(None, description="PEM file of that certificate's private key, unencrypted.")
     student: StudentSpec = Field(json_schema_extra=RESULT)
     data: DataSpec
     tokenizer: str | None = Field(

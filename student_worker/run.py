@@ -17,6 +17,7 @@ import structlog
 
 from stillhouse.cli.main import EXIT_DONE, EXIT_INTERRUPTED
 from stillhouse.client import TeacherClient
+from stillhouse.credentials import channel_credentials
 from stillhouse.errors import GuardError, TeacherError
 from stillhouse.logs import configure_logging
 from stillhouse.models import pick_device, silence_transformers
@@ -95,7 +96,12 @@ class _Run:
         self._server = HttpServer(app, bind(recipe.http_host, port))
         open_parts.callback(self._server.close)
         token = recipe.teacher_token.get_secret_value() if recipe.teacher_token else None
-        self._client = TeacherClient(recipe.teacher, token=token, timeout_seconds=recipe.request_timeout_seconds)
+        self._client = TeacherClient(
+            recipe.teacher,
+            token=token,
+            timeout_seconds=recipe.request_timeout_seconds,
+            credentials=channel_credentials(recipe.teacher_ca, recipe.teacher_certificate, recipe.teacher_key),
+        )
         open_parts.callback(self._client.close)
         self._teacher = PatientTeacher(self._client, recipe.teacher_wait_seconds, stopping)
 
