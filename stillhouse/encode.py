@@ -223,7 +223,7 @@ def _cast(values: Tensor, field: str, value_type: ValueType) -> Tensor:
         if overflown.any():
             largest = float(values[overflown].abs().max())
             raise InvalidRequestError(
-                f"{field}.value_type {value_type} cannot hold a logit of {largest:g}; ask for float32 instead"
+                f"{field}.value_type {value_type} cannot hold a value of {largest:g}; ask for float32 instead"
             )
     return cast
 

@@ -222,7 +222,7 @@ def test_a_nan_beyond_n_harms_nobody() -> None:
 @pytest.mark.parametrize("large", [70_000.0, -70_000.0])
 def test_a_logit_that_float16_cannot_hold_is_refused_not_made_infinite(encoding: Encoding, large: float) -> None:
     x = torch.tensor([[large, 1.0, -math.inf]]) if large > 0 else torch.tensor([[large, large, -math.inf]])
-    with pytest.raises(InvalidRequestError, match="float16 cannot hold a logit of 70000; ask for float32"):
+    with pytest.raises(InvalidRequestError, match="float16 cannot hold a value of 70000; ask for float32"):
         encode([x], encoding, len(x), vocabulary_size=3)
 
 
