@@ -6,6 +6,7 @@ Every answer is checked before it is handed out (see `exchange`), and every erro
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from collections.abc import Awaitable, Callable
@@ -18,10 +19,10 @@ import grpc.aio
 import tenacity
 
 from stillhouse.client_base import ClientBase
-from stillhouse.encodings import Encoding
+from stillhouse.encodings import Encoding, ValueType
 from stillhouse.exchange import Part, RawAnswer, StreamReader, decode_answer, join_answers, read_message
 from stillhouse.messages import request_to_proto
-from stillhouse.payloads import Payload
+from stillhouse.payloads import OutputHead, Payload
 from stillhouse.providers import Answer, TeacherLogitsProvider, TokenRows, plain_request
 from stillhouse.request import LogitsRequest, Positions, TeacherDescription
 from stillhouse.status import FailedCall, error_of
@@ -49,6 +50,7 @@ class TeacherClient(ClientBase, TeacherLogitsProvider):
             self._channel = grpc.secure_channel(self.address, self._credentials, self._channel_options)
         self._stub = rpc.TeacherServiceStub(self._channel)
         self._describing = threading.Lock()
+        self._fetching_head = threading.Lock()
 
     def describe(self, *, include_tokens: bool = False) -> TeacherDescription:
         """Return what is served; asked once, and with `include_tokens` once more."""
@@ -68,6 +70,17 @@ class TeacherClient(ClientBase, TeacherLogitsProvider):
         teacher = self.describe()
         answers = [self._answer_part(part) for part in self._parts(request, teacher)]
         return join_answers(answers, teacher.fingerprint)
+
+    def output_head(self, value_type: ValueType | None = None) -> OutputHead:
+        """Return what rebuilds the logits from a `Hidden` answer; fetched once for each value type.
+
+        `value_type` is "float32" or "bfloat16"; None is what the teacher computes in. The tensors are shared by all
+        who ask: they are read, never changed.
+        """
+        with self._fetching_head:
+            if value_type not in self._heads:
+                self._heads[value_type] = self._call(partial(self._fetch_head, self.describe(), value_type))
+            return self._heads[value_type]
 
     def close(self) -> None:
         """Close the channel; calls still under way end with an error."""
@@ -102,6 +115,16 @@ class TeacherClient(ClientBase, TeacherLogitsProvider):
             call.cancel()  # type: ignore[no-untyped-call]  # the stubs give it no types
         return reader.finish()
 
+    def _fetch_head(self, teacher: TeacherDescription, value_type: ValueType | None, seconds_left: float) -> OutputHead:
+        reader = self._head_reader(teacher, value_type)
+        call = self._stub.GetOutputHead(reader.request, timeout=seconds_left, metadata=self._metadata)
+        try:
+            for response in call:
+                reader.take(response)
+        finally:
+            call.cancel()  # type: ignore[no-untyped-call]  # the stubs give it no types
+        return reader.finish()
+
     def _call(self, attempt: Callable[[float], _R]) -> _R:
         """Return what `attempt` returns; it is given the seconds that are left to it."""
         deadline = time.monotonic() + self._timeout_seconds
@@ -120,6 +143,7 @@ class AsyncTeacherClient(ClientBase):
 
     def _open(self) -> None:
         self._channel: grpc.aio.Channel | None = None
+        self._fetching_head = asyncio.Lock()
 
     async def describe(self, *, include_tokens: bool = False) -> TeacherDescription:
         """Return what is served; asked once, and with `include_tokens` once more."""
@@ -138,6 +162,13 @@ class AsyncTeacherClient(ClientBase):
         teacher = await self.describe()
         answers = [await self._answer_part(part) for part in self._parts(request, teacher)]
         return join_answers(answers, teacher.fingerprint)
+
+    async def output_head(self, value_type: ValueType | None = None) -> OutputHead:
+        """Return what rebuilds the logits from a `Hidden` answer, as `TeacherClient.output_head` does."""
+        async with self._fetching_head:
+            if value_type not in self._heads:
+                self._heads[value_type] = await self._call(partial(self._fetch_head, await self.describe(), value_type))
+            return self._heads[value_type]
 
     async def logits(
         self,
@@ -194,6 +225,18 @@ class AsyncTeacherClient(ClientBase):
         call = self._stub().StreamLogits(
             pb.StreamLogitsRequest(request=message), timeout=seconds_left, metadata=self._metadata
         )
+        try:
+            async for response in call:
+                reader.take(response)
+        finally:
+            call.cancel()
+        return reader.finish()
+
+    async def _fetch_head(
+        self, teacher: TeacherDescription, value_type: ValueType | None, seconds_left: float
+    ) -> OutputHead:
+        reader = self._head_reader(teacher, value_type)
+        call = self._stub().GetOutputHead(reader.request, timeout=seconds_left, metadata=self._metadata)
         try:
             async for response in call:
                 reader.take(response)

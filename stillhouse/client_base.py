@@ -14,9 +14,12 @@ from typing import Any
 import grpc
 import tenacity
 
+from stillhouse.encodings import ValueType
 from stillhouse.errors import ConfigurationError, OverloadedError, TeacherUnavailableError
 from stillhouse.exchange import Part, check_fingerprint, cut
+from stillhouse.head_exchange import HeadReader
 from stillhouse.messages import description_from_proto
+from stillhouse.payloads import OutputHead
 from stillhouse.request import LogitsRequest, TeacherDescription
 from stillhouse.teacher.v1 import teacher_service_pb2 as pb
 
@@ -86,6 +89,7 @@ class ClientBase(ABC):
             ("grpc.max_reconnect_backoff_ms", int(_LONGEST_WAIT_SECONDS * 1000)),
         ]
         self._descriptions: dict[bool, TeacherDescription] = {}
+        self._heads: dict[ValueType | None, OutputHead] = {}
         self._open()
 
     @abstractmethod
@@ -101,6 +105,9 @@ class ClientBase(ABC):
         self._expected_fingerprint = description.fingerprint
         self._descriptions[include_tokens] = description
         return description
+
+    def _head_reader(self, teacher: TeacherDescription, value_type: ValueType | None) -> HeadReader:
+        return HeadReader(teacher, value_type, max_bytes=self._max_answer_bytes)
 
     def _parts(self, request: LogitsRequest, teacher: TeacherDescription) -> list[Part]:
         # The service refuses before it computes, should it have become another teacher since.

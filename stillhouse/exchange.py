@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+import torch
+
 from stillhouse.chunks import CHUNK_BYTES, Joiner
 from stillhouse.codec import decode_payload, header_of
 from stillhouse.encodings import Candidates
@@ -205,7 +207,8 @@ def decode_answer(part: Part, raw: RawAnswer) -> Answer:
 def _check_candidates(index: int, payload: Payload, request: LogitsRequest) -> None:
     if not isinstance(payload, CandidateLogits) or not isinstance(request.encoding, Candidates):
         return
-    if tuple(payload.token_ids.tolist()) != request.encoding.token_ids:
+    expected = request.encoding.token_ids or request.sequences[index].candidate_ids
+    if not torch.equal(payload.token_ids, torch.tensor(expected, dtype=torch.int32)):
         raise TeacherInternalError(f"the payload of sequences[{index}] has other token_ids than were asked for")
 
 

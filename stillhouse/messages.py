@@ -227,6 +227,11 @@ def _encoding_from_proto(message: pb.LogitsRequest) -> Encoding:
             raise InvalidRequestError("encoding must be chosen: dense, hidden, top_k, sampled or candidates")
 
 
+def value_type_to_proto(value_type: ValueType | None) -> pb.ValueType.ValueType:
+    """Return the number of a value type; None leaves the choice to the service."""
+    return pb.VALUE_TYPE_UNSPECIFIED if value_type is None else _VALUE_TYPES[value_type]
+
+
 def _value_type(field: str, number: int, default: ValueType) -> ValueType:
     if number == pb.VALUE_TYPE_UNSPECIFIED:
         return default
