@@ -50,10 +50,9 @@ def understood_head(model: Any, inputs: dict[str, Any]) -> UnderstoodHead | None
         inputs: the keyword arguments of a pass over a few tokens.
     """
     module = model.get_output_embeddings()
-    weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
+    weight, bias = parameters_of(module)
     if weight is None or weight.dim() != 2 or not weight.is_floating_point():
         return None  # no head of its own, or one whose weights are packed
-    weight, bias = whole(weight), None if bias is None else whole(bias)
     for base in _bases(model):
         try:
             hidden_BLD = base(**inputs).last_hidden_state
@@ -70,11 +69,19 @@ def understood_head(model: Any, inputs: dict[str, Any]) -> UnderstoodHead | None
     return None
 
 
-@torch.inference_mode(mode=False)  # in which a tensor of several processes cannot be taken apart
+@torch.inference_mode(mode=False)  # in which a tensor of several processes cannot be gathered
 @torch.no_grad()
-def whole(parameter: Tensor) -> Tensor:
-    """Return a parameter apart from the graph, and gathered where tensor parallelism spreads it over processes."""
-    return parameter.full_tensor().detach() if isinstance(parameter, DTensor) else parameter.detach()
+def parameters_of(module: Any) -> tuple[Tensor | None, Tensor | None]:
+    """Return a module's weight and bias, where it has them, from wherever they lie."""
+    found = [getattr(module, name, None) for name in ("weight", "bias")]
+    if any(parameter is not None and parameter.is_meta for parameter in found):
+        # Offloaded: they are loaded for each use, and stay here from now on.
+        from accelerate.utils import align_module_device
+
+        with align_module_device(module):
+            found = [None if p is None else p.clone() for p in (getattr(module, n, None) for n in ("weight", "bias"))]
+    weight, bias = [p.full_tensor() if isinstance(p, DTensor) else p for p in found]
+    return None if weight is None else weight.detach(), None if bias is None else bias.detach()
 
 
 def agree(ours: Tensor, theirs: Tensor) -> bool:

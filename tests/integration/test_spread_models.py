@@ -34,10 +34,11 @@ def test_a_model_spread_by_layers_answers_as_one_that_is_not(tiny_llama_folder: 
         torch.testing.assert_close(spread.head(ours), plain.head(theirs), atol=1e-5, rtol=0)
 
 
-def test_a_model_that_lies_partly_on_disk_answers_as_one_that_does_not(tiny_llama_folder: Path) -> None:
+@pytest.mark.parametrize("head", ["cpu", "disk"])
+def test_a_model_that_lies_partly_on_disk_answers_as_one_that_does_not(head: str, tiny_llama_folder: Path) -> None:
     plain = open_backend(_settings(tiny_llama_folder))
-    parts = {"model.embed_tokens": "cpu", "model.layers.0": "cpu", "model.layers.1": "disk", "model.norm": "disk"}
-    parts |= {"model.rotary_emb": "cpu", "lm_head": "cpu"}
+    parts = {"model.embed_tokens": head, "model.layers.0": "cpu", "model.layers.1": "disk", "model.norm": "disk"}
+    parts |= {"model.rotary_emb": "cpu", "lm_head": head}
     spread = open_backend(_settings(tiny_llama_folder, device_map=json.dumps(parts)))
     assert spread.describe().weights_fingerprint == plain.describe().weights_fingerprint
     assert spread.output_head() is not None
