@@ -1,15 +1,15 @@
 """Sequences of all requests -> batches within a token budget, one after the other.
 
-The longest-waiting sequence is always in the next batch, beside those whose lengths fit it best, so that nobody
-starves and padding stays low. The model runs in one thread of its own, off the event loop. Knows nothing of models,
-encodings, caches or bounds: what a batch is computed with is handed in, and who may queue is decided in `capacity`.
+What goes together is chosen in `batch_choice`. The model runs in one thread of its own, off the event loop. Knows
+nothing of models, encodings, caches or bounds: what a batch is computed with is handed in, and who may queue is decided
+in `capacity`.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
-from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
 from collections.abc import Sequence as SequenceOf
 from concurrent.futures import Executor
@@ -20,22 +20,24 @@ import structlog
 from stillhouse.encodings import Encoding
 from stillhouse.errors import TeacherInternalError, TeacherUnavailableError
 from stillhouse.request import Sequence
+from teacher_service.batch_choice import LOOK_AHEAD, PaddedTokens, choose_batch, rectangle
 from teacher_service.metrics import Metrics
-
-# How far into the queue a batch looks for sequences of a fitting length.
-_LOOK_AHEAD = 512
 
 logger = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Computed:
-    """The payload of one sequence as bytes, and where its time went. Seconds, of the whole batch in the model."""
+    """The payload of one sequence as bytes, and where its time went. Seconds, of the whole batch in the model.
+
+    One that another process has computed meanwhile, and the cache remembers, is `from_cache`.
+    """
 
     payload: bytes
-    queue_seconds: float
-    compute_seconds: float
-    encode_seconds: float
+    queue_seconds: float = 0.0
+    compute_seconds: float = 0.0
+    encode_seconds: float = 0.0
+    from_cache: bool = False
 
 
 @dataclass(eq=False, slots=True)
@@ -57,9 +59,13 @@ class Job:
 
 
 Outcome = Computed | Exception
+Outcomes = SequenceOf[tuple[Job, Outcome]]
 
 ComputeBatch = Callable[[SequenceOf[Job]], SequenceOf[Outcome]]
 """Runs in the model's thread: one outcome for each job, in order."""
+
+Budget = Callable[[], int]
+"""The most padded tokens of a batch now: it may shrink when memory runs out."""
 
 Remember = Callable[[SequenceOf[tuple[bytes, bytes]]], Awaitable[None]]
 """Keeps keys and payloads."""
@@ -78,16 +84,20 @@ class Batcher:
         executor: Executor,
         metrics: Metrics,
         *,
-        max_batch_tokens: int,
-        measure: Measure,
+        budget: Budget,
+        padded_tokens: PaddedTokens = rectangle,
+        max_queue_delay_seconds: float = 0.0,
+        measure: Measure = lambda _tokens, _seconds: None,
     ) -> None:
         self._compute = compute
         self._remember = remember
         self._executor = executor
         self._metrics = metrics
-        self._max_batch_tokens = max_batch_tokens
+        self._budget = budget
+        self._padded_tokens = padded_tokens
+        self._max_queue_delay_seconds = max_queue_delay_seconds
         self._measure = measure
-        self._waiting: deque[Job] = deque()
+        self._waiting: list[Job] = []
         self._wake = asyncio.Event()
         self._closed = False
 
@@ -107,16 +117,11 @@ class Batcher:
         finishing: asyncio.Task[None] | None = None
         try:
             while True:
-                await self._wake.wait()
-                batch = self._take()
-                if not batch:
-                    self._wake.clear()
-                    continue
-                outcomes = await self._run_batch(batch)
+                outcomes = await self._run_batch(await self._next_batch())
                 # One batch at most is being remembered while the next one computes.
                 if finishing is not None:
                     await finishing
-                finishing = asyncio.create_task(self._finish(batch, outcomes))
+                finishing = asyncio.create_task(self._finish(outcomes))
         finally:
             if finishing is not None:
                 await finishing
@@ -129,58 +134,54 @@ class Batcher:
                 job.result.set_exception(TeacherUnavailableError("the teacher was stopped before it could answer"))
         self._waiting.clear()
 
-    def _take(self) -> list[Job]:
-        # Whoever asked may have left: their work never reaches the model.
-        living = [job for job in self._waiting if not job.result.done()]
-        batch = choose_batch(living, self._max_batch_tokens)
-        chosen = set(map(id, batch))
-        self._waiting = deque(job for job in living if id(job) not in chosen)
-        return batch
+    async def _next_batch(self) -> list[Job]:
+        """Wait for jobs, and at most so long for more of them while the batch is not full."""
+        while True:
+            self._wake.clear()
+            # Whoever asked may have left: their work never reaches the model.
+            self._waiting = [job for job in self._waiting if not job.result.done()]
+            lengths = [job.num_tokens for job in self._waiting[:LOOK_AHEAD]]
+            chosen, is_full = choose_batch(lengths, self._budget(), self._padded_tokens)
+            patience = None
+            if chosen:
+                patience = self._waiting[0].enqueued_at + self._max_queue_delay_seconds - time.monotonic()
+                if is_full or patience <= 0:
+                    batch, taken = [self._waiting[index] for index in chosen], set(chosen)
+                    self._waiting = [job for index, job in enumerate(self._waiting) if index not in taken]
+                    return batch
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(patience):
+                    await self._wake.wait()
 
-    async def _run_batch(self, batch: SequenceOf[Job]) -> SequenceOf[Outcome]:
+    async def _run_batch(self, batch: SequenceOf[Job]) -> Outcomes:
         started = time.monotonic()
         for job in batch:
             self._metrics.queue_duration.observe(started - job.enqueued_at)
         try:
-            outcomes = await asyncio.get_running_loop().run_in_executor(self._executor, self._compute, batch)
+            outcomes = await asyncio.get_running_loop().run_in_executor(self._executor, self._compute_living, batch)
         except Exception:  # whatever a model raises ends its batch, not the service
             logger.exception("batch_failed", sequences=len(batch))
             fault = TeacherInternalError("the teacher failed to compute this batch; its log says more")
-            outcomes = [fault] * len(batch)
-        self._measure(sum(job.num_tokens for job in batch), time.monotonic() - started)
+            outcomes = [(job, fault) for job in batch]
+        self._measure(sum(job.num_tokens for job, _ in outcomes), time.monotonic() - started)
         return outcomes
 
-    async def _finish(self, batch: SequenceOf[Job], outcomes: SequenceOf[Outcome]) -> None:
+    def _compute_living(self, batch: SequenceOf[Job]) -> Outcomes:
+        """Compute in the model's thread, which may have been busy: those who have left meanwhile are left out."""
+        living = [job for job in batch if not job.result.done()]
+        return list(zip(living, self._compute(living), strict=True)) if living else []
+
+    async def _finish(self, outcomes: Outcomes) -> None:
         """Remember first, so that a flight lands only when the cache answers in its place."""
-        pairs = list(zip(batch, outcomes, strict=True))
-        keep = [(job.key, done.payload) for job, done in pairs if job.key is not None and isinstance(done, Computed)]
+        keep = [(job.key, done.payload) for job, done in outcomes if job.key is not None and isinstance(done, Computed)]
         try:
             await self._remember(keep)
         except Exception:  # an answer that cannot be remembered is an answer all the same
             logger.exception("remember_failed", answers=len(keep))
-        for job, outcome in pairs:
+        for job, outcome in outcomes:
             if job.result.done():
                 continue
             if isinstance(outcome, Computed):
                 job.result.set_result(outcome)
             else:
                 job.result.set_exception(outcome)
-
-
-def choose_batch(waiting: Iterable[Job], max_batch_tokens: int) -> list[Job]:
-    """Choose the next batch: the longest-waiting job, and those nearest to it in length while they fit.
-
-    The rectangle of rows by longest sequence has at most `max_batch_tokens`, unless one sequence alone is longer.
-    The batch is sorted by length.
-    """
-    window = [job for _, job in zip(range(_LOOK_AHEAD), waiting, strict=False)]
-    if not window:
-        return []
-    oldest = window[0]
-    batch, longest = [oldest], oldest.num_tokens
-    for job in sorted(window[1:], key=lambda job: abs(job.num_tokens - oldest.num_tokens)):
-        wider = max(longest, job.num_tokens)
-        if (len(batch) + 1) * wider <= max_batch_tokens:
-            batch.append(job)
-            longest = wider
-    return sorted(batch, key=lambda job: job.num_tokens)

@@ -70,12 +70,13 @@ class Teacher:
             max_held_bytes=settings.max_held_bytes,
         )
         self._flights: SingleFlight[bytes, Computed] = SingleFlight()
+        compute = BatchComputer(backend, metrics, head_chunk_rows=settings.head_chunk_rows)
         self._batcher = Batcher(
-            BatchComputer(backend, metrics, head_chunk_rows=settings.head_chunk_rows),
+            compute,
             self._remember,
             executor,
             metrics,
-            budget=lambda: settings.max_batch_tokens,
+            budget=lambda: min(settings.max_batch_tokens, compute.largest_fitting_tokens or settings.max_batch_tokens),
             padded_tokens=backend.padded_tokens,
             max_queue_delay_seconds=settings.max_queue_delay_seconds,
             measure=self._capacity.measure,

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
+from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from stillhouse.encodings import Dense
 from stillhouse.errors import TeacherInternalError, TeacherUnavailableError
 from stillhouse.request import Sequence
-from teacher_service.batching import Batcher, Computed, Job, Outcome, choose_batch
+from teacher_service.batching import Batcher, Computed, Job, Outcome
 from teacher_service.metrics import Metrics
 
 
@@ -44,10 +44,15 @@ class Model:
 class Running:
     """A batcher with its loop, as an async context."""
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model, *, budget: Callable[[], int] = lambda: 100, delay_seconds: float = 0.0) -> None:
         self._executor = ThreadPoolExecutor(1)
         self.batcher = Batcher(
-            model.compute, model.remember, self._executor, Metrics(), max_batch_tokens=100, measure=lambda *_: None
+            model.compute,
+            model.remember,
+            self._executor,
+            Metrics(),
+            budget=budget,
+            max_queue_delay_seconds=delay_seconds,
         )
 
     async def __aenter__(self) -> Batcher:
@@ -123,22 +128,54 @@ async def test_closing_ends_those_who_wait_and_refuses_who_comes() -> None:
         batcher.submit([job(1)])
 
 
-@given(lengths=st.lists(st.integers(1, 60), max_size=40), budget=st.integers(1, 200))
-def test_batches_keep_their_budget_and_starve_nobody(lengths: list[int], budget: int) -> None:
-    async def choose_all() -> None:
-        waiting = [job(length) for length in lengths]
-        while waiting:
-            oldest = waiting[0]
-            batch = choose_batch(waiting, budget)
-            assert oldest in batch
-            sizes = [one.num_tokens for one in batch]
-            assert sizes == sorted(sizes)
-            assert len(batch) == 1 or len(batch) * max(sizes) <= budget
-            waiting = [one for one in waiting if one not in batch]
-
-    asyncio.run(choose_all())
+async def test_a_batch_that_is_not_full_waits_for_company_no_longer_than_allowed() -> None:
+    model = Model()
+    async with Running(model, delay_seconds=0.2) as batcher:
+        started = time.monotonic()
+        first, second = job(10), job(10)
+        batcher.submit([first])
+        await asyncio.sleep(0.01)
+        batcher.submit([second])
+        await asyncio.gather(first.result, second.result)
+        assert time.monotonic() - started >= 0.2
+    assert model.batches == [[10, 10]]
 
 
-async def test_a_batch_prefers_fitting_lengths() -> None:
-    waiting = [job(10), job(100), job(11), job(90), job(9)]
-    assert [one.num_tokens for one in choose_batch(waiting, 60)] == [9, 10, 11]
+async def test_a_full_batch_does_not_wait() -> None:
+    model = Model()
+    async with Running(model, delay_seconds=1e6) as batcher:
+        first, second = job(50), job(50)
+        batcher.submit([first])
+        await asyncio.sleep(0.01)
+        assert model.batches == []
+        batcher.submit([second])
+        async with asyncio.timeout(10):
+            await asyncio.gather(first.result, second.result)
+    assert model.batches == [[50, 50]]
+
+
+async def test_a_budget_that_shrinks_holds_for_the_next_batch() -> None:
+    model, budget = Model(), 100
+    async with Running(model, budget=lambda: budget) as batcher:
+        for expected in ([[25] * 4], [[25] * 2] * 2):
+            jobs = [job(25) for _ in range(4)]
+            batcher.submit(jobs)
+            await asyncio.gather(*(one.result for one in jobs))
+            assert model.batches == expected
+            model.batches.clear()
+            budget = 50
+
+
+async def test_of_a_batch_that_waits_for_the_models_thread_only_the_living_are_computed() -> None:
+    model = Model()
+    running = Running(model)
+    async with running as batcher:
+        other_work = threading.Event()
+        running._executor.submit(other_work.wait, 10)
+        gone, stays = job(2), job(3)
+        batcher.submit([gone, stays])
+        await asyncio.sleep(0.02)
+        gone.result.cancel()
+        other_work.set()
+        await stays.result
+    assert model.batches == [[3]]
