@@ -170,7 +170,8 @@ def test_a_draw_is_the_leaf_that_the_format_says(data: st.DataObject) -> None:
 
 @settings(deadline=None)
 @given(
-    st.lists(st.floats(-1e4, 1e4) | st.just(-math.inf), min_size=1, max_size=70),
+    st.lists(st.floats(-1e4, 1e4) | st.floats(-1, 1) | st.just(-math.inf), min_size=1, max_size=70)
+    | st.lists(st.floats(-1, 1) | st.just(-math.inf), min_size=1, max_size=70),
     st.sampled_from([1e-3, 0.5, 1.0, 4.0, 1e6]),
     st.sampled_from([torch.float32, torch.float64, torch.bfloat16]),
 )
@@ -186,12 +187,19 @@ def test_an_id_that_cannot_be_is_never_drawn(row: list[float], temperature: floa
     assert 0 <= entropy.item() <= math.log(len(row)) + 1e-6
 
 
-@pytest.mark.parametrize("last", [0.0, 1e-30])
-def test_the_largest_point_below_one_falls_upon_an_id_that_can_be(last: float) -> None:
-    # 0.1 ten times adds up to less or more than 1, as it is rounded: nothing may be left over at the end.
-    x = torch.tensor([[0.1] * 10 + [last] * 55]).log()
-    ids, _ = draw(x, torch.tensor([[1 - 2.0**-53]], dtype=torch.float64), 1.0)
-    assert ids.item() < 10
+# In float64, 1 - 2^-53 times the sum of these weights is the sum: a walk that only compared would end beside the tree.
+ROUNDED_UP = (
+    [0.0, -2.6, -0.4, -math.inf, 1.9],
+    [-0.5, -0.5, 1.8, -2.8, 2.0],
+    [-math.inf, -0.3, -1.1, -math.inf, 0.1],
+    [0.1, 0.8, -math.inf, -math.inf, -1.4],
+)
+
+
+@pytest.mark.parametrize("row", ROUNDED_UP, ids=repr)
+def test_a_point_that_is_rounded_up_to_the_sum_of_all_falls_upon_an_id_that_can_be(row: list[float]) -> None:
+    ids, _ = draw(torch.tensor([row]), torch.tensor([[1 - 2.0**-53]], dtype=torch.float64), 1.0)
+    assert row[ids.item()] > -math.inf
 
 
 @pytest.mark.parametrize("temperature", [0.25, 1.0, 2.0, 4.0])
