@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, Discriminator, Field
 
-_Row = list[float]
-# Null where it is minus infinity.
+_Row = list[float | None]
+# Null where it is not finite, as the log of no tail at all, or logits over a temperature near 0.
 _Rows = list[list[float | None]]
 _Ids = list[list[int]]
 _Texts = list[list[str | None]]

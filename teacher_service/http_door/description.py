@@ -42,7 +42,7 @@ _WHEN = {
 _ANY = (400, 408, 413, 429, 500)
 _BEHIND_A_TOKEN = (*_ANY, 401, 403, 503, 504)
 
-_STATUSES = {
+STATUSES = {
     "/livez": _ANY,
     "/readyz": _ANY,
     "/metrics": (*_ANY, 401, 403),
@@ -50,6 +50,7 @@ _STATUSES = {
     "/v1/output-head": (*_BEHIND_A_TOKEN, 412, 501),
     "/v1/logits": (*_BEHIND_A_TOKEN, 406, 409, 412, 415, 501),
 }
+"""The refusals of each route."""
 
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
 
@@ -107,7 +108,7 @@ def describe(app: FastAPI) -> dict[str, Any]:
     page["components"] = {"schemas": definitions["$defs"], "securitySchemes": {"token": token}}
     for path, operations in page["paths"].items():
         for operation in operations.values():
-            operation["responses"] = _answers(path) | {str(status): _problem(status) for status in _STATUSES[path]}
+            operation["responses"] = _answers(path) | {str(status): _problem(status) for status in STATUSES[path]}
             operation["security"] = [{}] if path in ("/livez", "/readyz") else [{"token": []}, {}]
     page["paths"]["/v1/logits"]["post"]["requestBody"] = {
         "required": True,

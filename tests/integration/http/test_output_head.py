@@ -11,6 +11,7 @@ import safetensors.numpy
 import safetensors.torch
 import torch
 
+from stillhouse.fixtures import LARGEST_HEAD
 from stillhouse.payloads import OutputHead
 from teacher_service.backends.fixture import FixtureBackend
 from teacher_service.http_door.head_file import HeadFile
@@ -66,7 +67,7 @@ async def test_bias_scale_and_soft_cap_come_along(serve_teacher: ServeTeacher) -
 
 
 async def test_a_head_that_cannot_be_had_is_a_problem(serve_teacher: ServeTeacher) -> None:
-    async with serve_teacher() as service, http_to(service) as http:
+    async with serve_teacher(fixture_vocabulary_size=LARGEST_HEAD + 1) as service, http_to(service) as http:
         assert (await http.get("/v1/output-head")).status_code == 501
     async with serve_teacher(given=HeadedBackend(256)) as service, http_to(service) as http:
         for query, status in ({"value_type": "float16"}, 400), ({"expected_fingerprint": "x"}, 412):
