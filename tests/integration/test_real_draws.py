@@ -23,9 +23,9 @@ POSITIONS, DRAWS = 512, 50
 
 @pytest.fixture(scope="module")
 def asked() -> tuple[Sequence, Tensor]:
-    """The first 512 tokens of this project's own page on draws, and the model's logits for them."""
+    """The first 512 tokens of the licence, a text that no edit changes, and the model's logits for them."""
     folder = resolve_model("smollm2")
-    text = (Path(__file__).parents[2] / "docs" / "mathematics.md").read_text()
+    text = (Path(__file__).parents[2] / "LICENSE").read_text()
     ids = tuple(load_tokenizer(folder)(text).input_ids[:POSITIONS])
     assert len(ids) == POSITIONS
     model: Any = load_causal_lm(folder)
@@ -42,10 +42,12 @@ def sampled(asked: tuple[Sequence, Tensor], seed: int = 0) -> SampledCounts:
     return payload
 
 
-def test_fifty_draws_take_at_most_forty_bytes_a_position(asked: tuple[Sequence, Tensor]) -> None:
+def test_fifty_draws_take_well_under_forty_bytes_a_position(asked: tuple[Sequence, Tensor]) -> None:
     payload = sampled(asked)
-    assert len(payload.token_ids) / POSITIONS > 12  # a text that the model isn't merely repeating
-    assert len(encode_payload(payload)) / POSITIONS <= 40
+    # Of this text 16 ids in 50 draws are distinct, of others up to 23, and each takes 10 to 11 bits.
+    distinct = len(payload.token_ids) / POSITIONS
+    assert distinct > 15
+    assert len(encode_payload(payload)) / POSITIONS <= 34  # so that a text of 23 stays within 40 or so
 
 
 def test_draws_have_the_entropy_of_what_they_are_drawn_from(asked: tuple[Sequence, Tensor]) -> None:
