@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import socket
 import threading
+from dataclasses import replace
 
-from stillhouse.encoding_text import parse_encoding
+import torch
+
+from stillhouse.encoding_text import format_encoding
+from stillhouse.encodings import Hidden
 from stillhouse.errors import ConfigurationError
 from stillhouse.fingerprint import fingerprint
+from stillhouse.payloads import OutputHead
+from stillhouse.providers import TeacherLogitsProvider
 from stillhouse.version import __version__
 from student_worker.elastic import ElasticGroup
 from student_worker.evaluate import Evaluator, row_bytes
@@ -66,7 +72,7 @@ def make_group(recipe: Recipe, state: WorkerState, ready: Ready) -> Group:
 
 def make_prefetcher(recipe: Recipe, ready: Ready, patient: PatientTeacher, stopping: threading.Event) -> Prefetcher:
     """Return what fetches the answers of the coming micro-shards."""
-    bytes_of_row = row_bytes(ready.asking.encoding, ready.vocabulary_size)
+    bytes_of_row = row_bytes(ready.asking.encoding, ready.vocabulary_size, ready.teacher.hidden_size)
 
     def piece(key: Key) -> Piece:
         request = ready.asking.request(ready.steps.shard(*key))
@@ -75,12 +81,24 @@ def make_prefetcher(recipe: Recipe, ready: Ready, patient: PatientTeacher, stopp
     return Prefetcher(patient, piece, max_bytes=recipe.prefetch_bytes, stopping=stopping)
 
 
-def make_evaluator(recipe: Recipe, ready: Ready, patient: PatientTeacher) -> Evaluator | None:
+def fetch_head(ready: Ready, client: TeacherLogitsProvider, patient: PatientTeacher) -> OutputHead | None:
+    """Return the teacher's output head on the student's device, None where nothing is rebuilt with it.
+
+    Raises:
+        TeacherError: the teacher stayed away, or has become another.
+    """
+    if not any(isinstance(encoding, Hidden) for encoding in (ready.asking.encoding, ready.eval_encoding)):
+        return None
+    head = patient.call(client.output_head)
+    return head.to(dtype=torch.float32, device=ready.student.device)
+
+
+def make_evaluator(recipe: Recipe, ready: Ready, patient: PatientTeacher, head: OutputHead | None) -> Evaluator | None:
     """Return what evaluates on the held-out part, None where there is none or it is never wanted."""
     if ready.prepared.held_out is None or recipe.eval_steps == 0:
         return None
-    encoding = parse_encoding(recipe.eval_encoding)
-    return Evaluator(ready.prepared.held_out, patient.answer, ready.asking, encoding, recipe.eval_memory_bytes)
+    asking = replace(ready.asking, encoding=ready.eval_encoding, temperature=1.0, cache_mode="bypass")
+    return Evaluator(ready.prepared.held_out, patient.answer, asking, recipe.eval_memory_bytes, head)
 
 
 def make_schedule(recipe: Recipe, ready: Ready) -> Schedule:
@@ -102,7 +120,8 @@ def model_card(recipe: Recipe, ready: Ready, step: int) -> ModelCard:
         facts={
             "Student": ready.description,
             "Steps": f"{step} of {ready.num_steps}, {recipe.global_batch_size} samples each",
-            "Objective": f"alpha {recipe.alpha} (weight of cross-entropy), T {recipe.temperature}, {recipe.encoding}",
+            "Objective": f"alpha {recipe.alpha} (weight of cross-entropy), T {recipe.temperature}, "
+            f"{format_encoding(ready.asking.encoding)}",
             "Recipe": recipe.hash,
         },
     )

@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor
 
 from stillhouse.data import PackedDataset, Sample
-from stillhouse.encodings import Encoding
+from stillhouse.encodings import Candidates, Dense, Encoding, Hidden, Sampled, TopK
 from stillhouse.kd import kd_loss_and_gradient
-from stillhouse.payloads import DenseLogits, Payload, TopKLogits, concatenate
+from stillhouse.payloads import DenseLogits, HiddenStates, OutputHead, Payload, TopKLogits, concatenate
 from stillhouse.providers import Answer
 from stillhouse.request import LogitsRequest
 from student_worker.batches import NO_LABEL, Asking, Batch, make_batch
@@ -67,9 +67,9 @@ class Evaluator:
     Args:
         held_out: the samples.
         answer: asks the teacher, waiting while it is away.
-        asking: how the run asks; the temperature, the encoding and the cache mode are this class's own.
-        encoding: what the teacher answers with.
+        asking: how to ask: at T = 1, for dense logits, hidden states or a top-k.
         max_bytes: answers are remembered when all of them fit in so many bytes.
+        head: what hidden states are rebuilt with, on the student's device.
     """
 
     def __init__(
@@ -77,15 +77,17 @@ class Evaluator:
         held_out: PackedDataset,
         answer: Callable[[LogitsRequest], Answer],
         asking: Asking,
-        encoding: Encoding,
         max_bytes: int,
+        head: OutputHead | None = None,
     ) -> None:
         self._samples = [sample for sample in (held_out[i] for i in range(len(held_out))) if sample.mask.any()]
         self._answer = answer
-        self._asking = replace(asking, encoding=encoding, temperature=1.0, cache_mode="bypass")
+        self._asking = asking
+        self._head = head
         self._vocabulary_size = asking.vocabulary_size
         rows = sum(int(sample.mask.sum()) for sample in self._samples)
-        self._remembers = rows * row_bytes(encoding, asking.vocabulary_size) <= max_bytes
+        hidden_size = 0 if head is None else head.hidden_size
+        self._remembers = rows * row_bytes(asking.encoding, asking.vocabulary_size, hidden_size) <= max_bytes
         self._remembered: dict[int, Payload] = {}
 
     def evaluate(self, student: Student) -> Evaluation | None:
@@ -114,12 +116,18 @@ class Evaluator:
                 self._remembered[start] = known
         return known
 
+    def _rebuilt(self, payload: Payload) -> Payload:
+        """Return dense logits in place of hidden states: they tell the teacher's own figures too."""
+        if isinstance(payload, HiddenStates) and self._head is not None:
+            return DenseLogits(self._head.logits(payload.hidden, self._vocabulary_size))
+        return payload
+
     def _add(self, sums: _Sums, student: Student, batch: Batch, teacher: Payload) -> None:
         states = student.row_states(batch)
         for start in range(0, batch.num_rows, CHUNK_ROWS):
             stop = min(start + CHUNK_ROWS, batch.num_rows)
             logits = student.head(states[start:stop]).float()
-            part, labels = slice_rows(teacher, start, stop), batch.labels[start:stop]
+            part, labels = self._rebuilt(slice_rows(teacher, start, stop)), batch.labels[start:stop]
             # With denominators of 1 the two terms are the sums over these rows.
             terms = kd_loss_and_gradient(
                 logits,
@@ -144,12 +152,20 @@ class Evaluator:
                 sums.teacher_known = False
 
 
-def row_bytes(encoding: Encoding, vocabulary_size: int) -> int:
-    """Return about how many bytes one row of an answer takes in memory."""
-    sizes = {"float32": 4, "float16": 2, "bfloat16": 2}
-    k = getattr(encoding, "k", None)
-    value = sizes[getattr(encoding, "value_type", "float32")]
-    return k * (4 + value) + 16 if k is not None else vocabulary_size * value
+def row_bytes(encoding: Encoding, vocabulary_size: int, hidden_size: int) -> int:
+    """Return about how many bytes one row of an answer takes in memory, at most."""
+    value = {"float32": 4, "float16": 2, "bfloat16": 2}[getattr(encoding, "value_type", "float32")]
+    match encoding:
+        case Dense():
+            return vocabulary_size * value
+        case Hidden():
+            return hidden_size * value
+        case TopK(k=k):
+            return k * (4 + value) + 16
+        case Candidates(token_ids=ids):
+            return len(ids) * value + 16
+        case Sampled(draws=draws):
+            return min(draws, vocabulary_size) * 8 + 12
 
 
 def _first_choices(payload: Payload) -> Tensor:

@@ -11,11 +11,12 @@ import structlog
 import torch
 
 from stillhouse.data import Order, Prepared, prepare
-from stillhouse.encoding_text import parse_encoding
-from stillhouse.errors import ConfigurationError, EncodingNotOfferedError, RequestTooLongError
+from stillhouse.encodings import Encoding
+from stillhouse.errors import ConfigurationError, RequestTooLongError
 from stillhouse.request import TeacherDescription
 from stillhouse.vocabulary import check_token_ids, shared_vocabulary, tokenizer_tokens
 from student_worker.batches import Asking
+from student_worker.encoding_choice import choose_encoding, warn_of_noise
 from student_worker.recipe import FixtureSpec, Recipe
 from student_worker.steps import Steps
 from student_worker.students.base import Student
@@ -38,6 +39,7 @@ class Ready:
     num_steps: int
     steps: Steps
     asking: Asking
+    eval_encoding: Encoding
 
 
 def prepare_run(recipe: Recipe, teacher: TeacherDescription, device: torch.device) -> Ready:
@@ -69,6 +71,8 @@ def prepare_run(recipe: Recipe, teacher: TeacherDescription, device: torch.devic
     check_token_ids(prepared.manifest.max_token_id, vocabulary_size)
     train = prepared.train
     num_steps = recipe.num_steps(len(train))
+    encoding = choose_encoding("encoding", recipe.encoding, teacher, vocabulary_size)
+    warn_of_noise(encoding, recipe.temperature)
     if recipe.warmup_steps > num_steps:
         raise ConfigurationError(f"warmup_steps {recipe.warmup_steps} is more than the run's {num_steps} steps")
     order = Order(len(train), recipe.seed, train.fingerprint)
@@ -82,7 +86,8 @@ def prepare_run(recipe: Recipe, teacher: TeacherDescription, device: torch.devic
         vocabulary_size=vocabulary_size,
         num_steps=num_steps,
         steps=Steps(train, order, recipe.global_batch_size, recipe.micro_shards),
-        asking=Asking(parse_encoding(recipe.encoding), recipe.temperature, vocabulary_size, teacher.fingerprint),
+        asking=Asking(encoding, recipe.temperature, vocabulary_size, teacher.fingerprint),
+        eval_encoding=choose_encoding("eval_encoding", recipe.eval_encoding, teacher, vocabulary_size),
     )
 
 
@@ -93,19 +98,15 @@ def identity(recipe: Recipe, ready: Ready) -> dict[str, str]:
         "data": ready.prepared.train.fingerprint,
         "teacher": ready.teacher.weights_fingerprint,
         "vocabulary size": str(ready.vocabulary_size),
+        # What `auto` has come to.
+        "encoding": repr(ready.asking.encoding),
     }
 
 
 def _check_teacher(recipe: Recipe, teacher: TeacherDescription) -> None:
-    for name in ("encoding", "eval_encoding"):
-        encoding = parse_encoding(getattr(recipe, name))
-        if not isinstance(encoding, teacher.encodings):
-            offered = ", ".join(offer.__name__ for offer in teacher.encodings)
-            raise EncodingNotOfferedError(f"{name} {getattr(recipe, name)!r}: this teacher offers {offered}")
-        k = getattr(encoding, "k", 0)
-        if k > min(teacher.limits.max_top_k, teacher.vocabulary_size):
-            limit = min(teacher.limits.max_top_k, teacher.vocabulary_size)
-            raise ConfigurationError(f"{name} {getattr(recipe, name)!r}: this teacher's limit is {limit} ids")
+    # Again once the shared vocabulary is known; what needs only the teacher is said before any weight is loaded.
+    choose_encoding("encoding", recipe.encoding, teacher, teacher.vocabulary_size)
+    choose_encoding("eval_encoding", recipe.eval_encoding, teacher, teacher.vocabulary_size)
     if recipe.data.block_size > teacher.limits.max_sequence_tokens:
         raise RequestTooLongError(
             f"block_size {recipe.data.block_size} is over the teacher's limit of "

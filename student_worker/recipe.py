@@ -14,7 +14,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, f
 from pydantic.config import JsonDict
 
 from stillhouse.data import DataSpec
-from stillhouse.encoding_text import ENCODING_FORMS, parse_encoding
+from student_worker import encoding_choice
 from student_worker.layer_numbers import check_layers, parse_layers
 from student_worker.schedule import SchedulerType
 
@@ -124,7 +124,13 @@ class Recipe(Strict):
         json_schema_extra=RESULT,
     )
     encoding: str = Field(
-        "dense:f32", description=f"What the teacher answers with: {ENCODING_FORMS}.", json_schema_extra=RESULT
+        "auto", description=f"What the teacher answers with: {encoding_choice.FORMS}.", json_schema_extra=RESULT
+    )
+    top_k_tail: Literal["bucket", "renormalise"] = Field(
+        "bucket",
+        description="What becomes of the ids that a top_k or candidates answer leaves out: bucket compares their mass "
+        "as one; renormalise drops them, as other tools do, and so teaches that every other token is impossible.",
+        json_schema_extra=RESULT,
     )
 
     learning_rate: float = Field(3e-4, gt=0, description="The highest rate of the schedule.", json_schema_extra=RESULT)
@@ -178,7 +184,10 @@ class Recipe(Strict):
         ge=0,
         description="Evaluate on the held-out part every so many steps, besides start and end; 0: never at all.",
     )
-    eval_encoding: str = Field("dense:f32", description="What the teacher answers with on the held-out part, at T = 1.")
+    eval_encoding: str = Field(
+        "auto",
+        description="What the teacher answers with on the held-out part, at T = 1: auto, hidden, dense or top_k.",
+    )
     eval_memory_bytes: int = Field(
         512 * 2**20, ge=0, description="Keep the teacher's held-out answers in memory when they fit in so many bytes."
     )
@@ -215,8 +224,7 @@ class Recipe(Strict):
     @field_validator("encoding", "eval_encoding")
     @classmethod
     def _check_encoding(cls, value: str) -> str:
-        parse_encoding(value)
-        return value
+        return encoding_choice.check_text(value)
 
     @field_validator("micro_shards")
     @classmethod
@@ -248,7 +256,7 @@ class Recipe(Strict):
     def result_keys(self) -> dict[str, Any]:
         """Return what the trained weights depend on, as JSON holds it."""
         marked = {name for name, info in type(self).model_fields.items() if info.json_schema_extra == RESULT}
-        return {**self.model_dump(mode="json", include=marked), "encoding": repr(parse_encoding(self.encoding))}
+        return {**self.model_dump(mode="json", include=marked), "encoding": encoding_choice.canonical(self.encoding)}
 
     @property
     def hash(self) -> str:

@@ -18,6 +18,7 @@ import structlog
 from stillhouse.cli.main import EXIT_DONE, EXIT_INTERRUPTED
 from stillhouse.client import TeacherClient
 from stillhouse.credentials import channel_credentials
+from stillhouse.encoding_text import format_encoding
 from stillhouse.errors import GuardError, TeacherError
 from stillhouse.logs import configure_logging
 from stillhouse.models import pick_device, silence_transformers
@@ -112,6 +113,7 @@ class _Run:
         optimizer = assemble.make_optimizer(recipe, ready)
         state = WorkerState(ready.student.module, optimizer, identity(recipe, ready))
         claim(recipe, state.identity)
+        head = assemble.fetch_head(ready, self._client, self._teacher)
         self._saved = resume(recipe, state)
         if recipe.export_initial and state.step == 0 and recipe.worker_index == 0:
             ready.student.export(recipe.output_dir / "initial", assemble.model_card(recipe, ready, 0))
@@ -125,10 +127,10 @@ class _Run:
                 state=state,
                 steps=ready.steps,
                 prefetcher=prefetcher,
-                evaluator=assemble.make_evaluator(recipe, ready, self._teacher),
+                evaluator=assemble.make_evaluator(recipe, ready, self._teacher, head),
                 group=self._open_parts.enter_context(assemble.make_group(recipe, state, ready)),
                 tree=gradient_sum(recipe.reduction, recipe.micro_shards, n, device),
-                objective=Objective(recipe.temperature, recipe.alpha, ready.vocabulary_size),
+                objective=Objective(recipe.temperature, recipe.alpha, ready.vocabulary_size, recipe.top_k_tail, head),
                 schedule=assemble.make_schedule(recipe, ready),
                 cadence=assemble.make_cadence(recipe, ready),
                 journal=Journal(recipe.output_dir),
@@ -172,6 +174,7 @@ class _Run:
             student_parameters=ready.student.num_parameters,
             teacher_parameters=ready.teacher_parameters,
             vocabulary_size=ready.vocabulary_size,
+            encoding=format_encoding(ready.asking.encoding),
             samples=len(ready.prepared.train),
             held_out_samples=len(ready.prepared.held_out) if ready.prepared.held_out else 0,
             from_step=state.step,

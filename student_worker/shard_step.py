@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import torch
 
 from stillhouse.kd import kd_loss_and_gradient
-from stillhouse.payloads import Payload, concatenate
+from stillhouse.kd.teacher import TopKTail
+from stillhouse.payloads import OutputHead, Payload, concatenate
 from student_worker.batches import Batch, Counts
 from student_worker.payload_rows import slice_rows
 from student_worker.students.base import Student
@@ -23,11 +24,16 @@ CHUNK_ROWS = 512
 
 @dataclass(frozen=True, slots=True)
 class Objective:
-    """What is minimised: `alpha` weighs cross-entropy, `1 - alpha` weighs KL at `temperature`."""
+    """What is minimised: `alpha` weighs cross-entropy, `1 - alpha` weighs KL at `temperature`.
+
+    `output_head` rebuilds the teacher's logits where it answers with hidden states.
+    """
 
     temperature: float
     alpha: float
     vocabulary_size: int
+    top_k_tail: TopKTail = "bucket"
+    output_head: OutputHead | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +91,8 @@ def backward(
                 num_valid=counts.num_valid,
                 num_labelled=counts.num_labelled,
                 vocabulary_size=objective.vocabulary_size,
+                output_head=objective.output_head,
+                top_k_tail=objective.top_k_tail,
             )
             torch.autograd.backward(logits, part.gradient)
             total = ShardLoss(total.loss + part.loss, total.cross_entropy + part.cross_entropy, total.kl + part.kl)

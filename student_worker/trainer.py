@@ -22,6 +22,7 @@ from student_worker.batches import make_batch
 from student_worker.evaluate import Evaluation, Evaluator
 from student_worker.group import Group, Membership
 from student_worker.journal import Journal
+from student_worker.kept_mass import KeptMass
 from student_worker.metrics import WorkerMetrics
 from student_worker.optimizer import StudentOptimizer
 from student_worker.prefetch import Interrupted, Key, Prefetcher
@@ -78,6 +79,7 @@ class Parts:
     metrics: WorkerMetrics
     save: Callable[[], None]
     stopping: threading.Event
+    kept_mass: KeptMass = field(default_factory=KeptMass)
     seed: int = 0
     prefetch_steps: int = 2
     autocast: bool = False
@@ -171,6 +173,7 @@ class Trainer:
         parts.tree.clear()
         for _, shard in self._keys(step):
             payloads = parts.prefetcher.take((step, shard))
+            parts.kept_mass.see(payloads)
             flat.zero_()
             parts.optimizer.attach(flat)
             try:

@@ -279,7 +279,7 @@ def test_bfloat16_changes_the_low_bits_and_keeps_float32_weights(make: Make) -> 
 @pytest.mark.parametrize("encoding", [Dense(), TopK(N, "float32")])
 def test_evaluation_equals_the_plain_formulas(dataset: Any, encoding: Encoding) -> None:
     teacher, student = TableTeacher(), BagOfBigrams()
-    evaluator = Evaluator(dataset, teacher.answer, Asking(Dense(), 2.0, N, "f"), encoding, max_bytes=10**6)
+    evaluator = Evaluator(dataset, teacher.answer, Asking(encoding, 1.0, N, "f", "bypass"), max_bytes=10**6)
     evaluation = evaluator.evaluate(student)
     assert evaluation is not None
     batch = make_batch(dataset.samples)
@@ -302,13 +302,13 @@ def test_evaluation_equals_the_plain_formulas(dataset: Any, encoding: Encoding) 
 def test_held_out_answers_are_asked_for_once_where_they_fit_and_each_time_where_not(dataset: Any) -> None:
     for max_bytes, asked in ((10**6, 2), (10, 4)):
         teacher = TableTeacher()
-        evaluator = Evaluator(dataset, teacher.answer, Asking(Dense(), 1.0, N, "f"), Dense(), max_bytes)
+        evaluator = Evaluator(dataset, teacher.answer, Asking(Dense(), 1.0, N, "f"), max_bytes)
         assert evaluator.evaluate(BagOfBigrams()) == evaluator.evaluate(BagOfBigrams())
         assert len(teacher.requests) == asked
 
 
 def test_evaluations_stand_in_the_journal_at_start_cadence_and_end(make: Make, dataset: Any, tmp_path: Path) -> None:
-    evaluator = Evaluator(dataset, TableTeacher().answer, Asking(Dense(), 1.0, N, "f"), Dense(), 10**6)
+    evaluator = Evaluator(dataset, TableTeacher().answer, Asking(Dense(), 1.0, N, "f"), 10**6)
     make(evaluator=evaluator, cadence=Cadence(5, 2, 2, 9)).run()
     assert [record["step"] for record in journal(tmp_path, "evaluation")] == [0, 2, 4, 5]
     assert [record["step"] for record in journal(tmp_path)] == [2, 4, 5]
