@@ -1,0 +1,42 @@
+"""Tokens as people read them, from their list alone."""
+
+from __future__ import annotations
+
+import pytest
+
+from stillhouse.errors import InvalidRequestError
+from stillhouse.vocabulary import HOLE
+from teacher_service.http_door.token_texts import TokenTexts
+
+
+def test_byte_level_tokens_read_as_their_text() -> None:
+    tokens = TokenTexts(["Ġthe", "ĊĊ", "Ã©", "ðŁ", "<|im_start|>", "日本"])
+    assert tokens.texts(range(6)) == [" the", "\n\n", "é", "\N{REPLACEMENT CHARACTER}", "<|im_start|>", "日本"]
+    assert tokens.own([0, 4]) == ["Ġthe", "<|im_start|>"]
+
+
+def test_sentencepiece_tokens_read_as_their_text() -> None:
+    tokens = TokenTexts(["▁the", "<0x0A>", "ing", "<0xF0>"])
+    assert tokens.texts(range(4)) == [" the", "\n", "ing", "\N{REPLACEMENT CHARACTER}"]
+
+
+def test_other_tokens_read_as_they_are() -> None:
+    assert TokenTexts(["##ing", "17"]).texts([0, 1]) == ["##ing", "17"]
+
+
+def test_an_id_without_a_token_has_none() -> None:
+    tokens = TokenTexts(["a", HOLE.format(1)])
+    assert tokens.own([0, 1, 2, 4_000_000_000]) == tokens.texts([0, 1, 2, 4_000_000_000]) == ["a", None, None, None]
+
+
+def test_without_a_tokenizer_there_is_nothing_to_show() -> None:
+    with pytest.raises(InvalidRequestError, match="include_tokens"):
+        TokenTexts(())
+
+
+def test_the_letters_are_those_of_tokenizers() -> None:
+    from tokenizers import decoders
+
+    decode = decoders.ByteLevel().decode
+    for word in ("Ġhello", "Ċ", "Ã¼", "Âł", "Ġ!"):
+        assert TokenTexts(["Ġ", word]).texts([1]) == [decode([word])]
