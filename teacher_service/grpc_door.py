@@ -30,7 +30,7 @@ _PING_AFTER_SECONDS = 30
 _PING_TIMEOUT_SECONDS = 20
 # How often a client may ping us; a client that pings more often than this is sent away.
 _MIN_CLIENT_PING_SECONDS = 10
-# Connections are renewed, so that replicas share the load anew and what is left in one that is never read comes back.
+# Connections are renewed, so that replicas share the load anew and nothing is left in one for ever.
 _CONNECTION_IDLE_SECONDS = 600
 _CONNECTION_AGE_SECONDS = 1800
 # A status message of ours has at most 2,000 characters, a token a few hundred.
@@ -85,6 +85,7 @@ class GrpcDoor:
         else:
             port = self._server.add_secure_port(address, credentials)
         await self.set_serving(serving=False)
+        self._gate.port = port
         await self._server.start()
         return port
 

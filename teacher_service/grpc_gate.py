@@ -10,7 +10,7 @@ import asyncio
 import inspect
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, suppress
 from typing import Any, TypeAlias, cast
 
 import grpc
@@ -28,6 +28,7 @@ from stillhouse.errors import (
 )
 from stillhouse.status import status_of
 from teacher_service.admission import Admission
+from teacher_service.connections import close_connection
 from teacher_service.metrics import Metrics
 
 HEALTH_NAME = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
@@ -37,6 +38,9 @@ OPEN_METHODS = frozenset({f"/{HEALTH_NAME}/Check", f"/{HEALTH_NAME}/Watch"})
 _WATCH = f"/{HEALTH_NAME}/Watch"
 # A watcher costs a stream for as long as it likes and needs no token; a probe asks with Check.
 _MAX_WATCHERS = 64
+
+# Slower than this a caller does not take an answer in one message; larger ones are streamed.
+_SLOWEST_BYTES_PER_SECOND = 2**18
 
 # A status waits behind an answer that is not read.
 _STATUS_SECONDS = 1.0
@@ -55,6 +59,8 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic to 
         self._metrics = metrics
         self._send_stall_seconds = send_stall_seconds
         self.num_watchers = 0
+        self.port = 0
+        """Where the server listens, once it does."""
 
     async def intercept_service(
         self,
@@ -97,7 +103,9 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic to 
 
         async def answer_once(requests: AsyncIterator[bytes], context: Context) -> Any:
             async with self._counted(name, context), entering(context):
-                return await behaviour(await asked(requests), context)
+                answer = await behaviour(await asked(requests), context)
+                self._expect_sent(context, answer.ByteSize())
+                return answer
 
         async def answer_with_many(requests: AsyncIterator[bytes], context: Context) -> None:
             async with self._counted(name, context), entering(context):
@@ -142,10 +150,22 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic to 
         except TimeoutError as error:
             if not bound.expired():
                 raise
-            self._metrics.shed.labels("not_read").inc()
+            self._drop(context)
+            # With the connection gone gRPC cancels this call; where that could not be closed, it has a status.
+            await asyncio.sleep(_STATUS_SECONDS)
             raise TeacherTimeoutError(
                 f"the answer was given up: none of it was read for {self._send_stall_seconds:g} s"
             ) from error
+
+    def _expect_sent(self, context: Context, num_bytes: int) -> None:
+        """Give up an answer in one message, which gRPC sends when this call has returned, if it does not leave."""
+        seconds = self._send_stall_seconds + num_bytes / _SLOWEST_BYTES_PER_SECOND
+        timer = asyncio.get_running_loop().call_later(seconds, self._drop, context)
+        context.add_done_callback(cast("Any", lambda _: timer.cancel()))
+
+    def _drop(self, context: Context) -> None:
+        self._metrics.shed.labels("not_read").inc()
+        logger.warning("answer_not_read", closed=close_connection(context.peer(), self.port))
 
     @asynccontextmanager
     async def _counted(self, method: str, context: Context) -> AsyncIterator[None]:
@@ -165,8 +185,9 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic to 
             status = status_of(error)
             code = status.code
             context.set_trailing_metadata(status.trailing_metadata)
-            async with asyncio.timeout(_STATUS_SECONDS):
-                await context.abort(status.code, status.message)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_STATUS_SECONDS):
+                    await context.abort(status.code, status.message)
         finally:
             self._metrics.requests.labels(method, code.name).inc()
             self._metrics.request_duration.labels(method).observe(time.monotonic() - started)

@@ -15,29 +15,76 @@ from stillhouse.request import LogitsRequest, Sequence
 from stillhouse.status import PUSHBACK_TRAILER
 from stillhouse.teacher.v1 import teacher_service_pb2 as pb
 from stillhouse.teacher.v1 import teacher_service_pb2_grpc as pb_grpc
-from teacher_service import http_server
+from teacher_service import grpc_gate, http_server
+from teacher_service.connections import close_connection
 from teacher_service.grpc_gate import _MAX_WATCHERS
 from tests.integration.security.conftest import ServeTeacher
 from tests.integration.security.speaking import FIRST, GatedBackend, client_of, raw, until, value
 
+LARGE = pb.LogitsRequest(
+    sequences=[pb.Sequence(token_ids=range(1, 1001), all=pb.AllPositions())], dense=pb.DenseEncoding()
+)
+"""Its answer has 32 MB, which fit no window."""
 
-async def test_an_answer_that_nobody_reads_is_given_up(serve_teacher: ServeTeacher) -> None:
-    message = pb.LogitsRequest(
-        sequences=[pb.Sequence(token_ids=range(1, 1001), all=pb.AllPositions())], dense=pb.DenseEncoding()
-    )
+
+async def test_a_stream_that_nobody_reads_is_given_up_and_its_connection_closed(serve_teacher: ServeTeacher) -> None:
     async with (
         serve_teacher(fixture_vocabulary_size=8000, send_stall_seconds=0.5) as service,
         raw(service) as channel,
     ):
-        call = pb_grpc.TeacherServiceStub(channel).StreamLogits(pb.StreamLogitsRequest(request=message))
-        first = await call.read()
-        assert isinstance(first, pb.StreamLogitsResponse)
-        assert first.header.payload_bytes[0] > 30 * 2**20
+        call = pb_grpc.TeacherServiceStub(channel).StreamLogits(pb.StreamLogitsRequest(request=LARGE))
+        await call.read()
         await until(lambda: value(service, "teacher_shed_total", reason="not_read") == 1)
         await until(lambda: service._admission.num_in_flight == 0 and value(service, "teacher_held_bytes") == 0)
-        # Others are served meanwhile and afterwards.
+        assert await call.code() is grpc.StatusCode.UNAVAILABLE
+        # Others are served meanwhile and afterwards, this caller too.
         async with client_of(service) as client:
             assert len((await client.answer(LogitsRequest((Sequence((1,)),)))).payloads) == 1
+        await channel.unary_unary("/stillhouse.teacher.v1.TeacherService/GetTeacher", bytes, bytes)(b"", timeout=20)
+
+
+async def test_one_message_that_nobody_reads_is_given_up_too(
+    serve_teacher: ServeTeacher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(grpc_gate, "_SLOWEST_BYTES_PER_SECOND", 2**40)
+    async with (
+        serve_teacher(fixture_vocabulary_size=8000, send_stall_seconds=0.5) as service,
+        raw(service) as channel,
+    ):
+        # Asked as a stream, since a client takes a single answer without being told to.
+        method = "/stillhouse.teacher.v1.TeacherService/ComputeLogits"
+        message = pb.ComputeLogitsRequest(request=LARGE).SerializeToString()
+        call = channel.unary_stream(method, bytes, bytes)(message)
+        await call.initial_metadata()
+        await until(lambda: value(service, "teacher_shed_total", reason="not_read") == 1)
+        await until(lambda: service._admission.num_in_flight == 0)
+        assert await call.code() is grpc.StatusCode.UNAVAILABLE
+
+
+def has_ended(connection: socket.socket) -> bool:
+    try:
+        while connection.recv(1024):
+            pass
+    except TimeoutError:
+        return False
+    except ConnectionResetError:
+        pass
+    return True
+
+
+async def test_only_the_named_connection_is_closed(serve_teacher: ServeTeacher) -> None:
+    async with serve_teacher() as service:
+        one, other = (socket.create_connection(("127.0.0.1", service.grpc_port)) for _ in range(2))
+        name = f"ipv4:127.0.0.1:{one.getsockname()[1]}"
+        assert not close_connection(name, service.http_port)
+        assert not close_connection("unix:", service.grpc_port)
+        await until(lambda: close_connection(name, service.grpc_port))
+        for sock in (one, other):
+            sock.settimeout(0.5)
+        assert await asyncio.to_thread(has_ended, one)
+        assert not await asyncio.to_thread(has_ended, other)
+        one.close()
+        other.close()
 
 
 async def test_a_caller_that_vanishes_gives_its_place_back(serve_teacher: ServeTeacher) -> None:

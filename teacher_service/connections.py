@@ -1,0 +1,55 @@
+"""Closes one caller's connection, which gRPC's server cannot.
+
+What gRPC has taken over of an answer (a chunk and what fits its window, or a whole message) it keeps until the caller
+reads it or the connection ends. A caller that does neither would keep it for as long as it likes. Linux only: there a
+process can look at its own sockets; elsewhere the connection's life ends it.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import suppress
+from ipaddress import IPv4Address, IPv6Address, ip_address
+from pathlib import Path
+from urllib.parse import unquote
+
+_OPEN_FILES = Path("/proc/self/fd")
+
+
+def close_connection(peer: str, local_port: int) -> bool:
+    """Close the connection from `peer`, as gRPC writes it (`ipv4:10.0.0.1:4711`), to a port of ours.
+
+    Both ends of it see that it has ended. Returns whether there was one.
+    """
+    host, _, port = unquote(peer.partition(":")[2]).rpartition(":")
+    for connection in _sockets():
+        with suppress(OSError, ValueError):
+            found = connection.getpeername()
+            is_wanted = found[1] == int(port) and _address(found[0]) == _address(host.strip("[]"))
+            if is_wanted and connection.getsockname()[1] == local_port:
+                connection.shutdown(socket.SHUT_RDWR)
+                return True
+    return False
+
+
+def _address(text: str) -> IPv4Address | IPv6Address:
+    """Return one form of each address: a socket of both families writes ::ffff:10.0.0.1 for 10.0.0.1."""
+    address = ip_address(text.partition("%")[0])
+    return (address.ipv4_mapped if isinstance(address, IPv6Address) else None) or address
+
+
+def _sockets() -> Iterator[socket.socket]:
+    """Yield this process's TCP sockets, each by a descriptor of its own that is closed again."""
+    try:
+        open_files = tuple(_OPEN_FILES.iterdir())
+    except OSError:
+        return
+    for file in open_files:
+        with suppress(OSError, ValueError):
+            if not str(file.readlink()).startswith("socket:"):
+                continue
+            with socket.socket(fileno=os.dup(int(file.name))) as connection:
+                if connection.family in (socket.AF_INET, socket.AF_INET6):
+                    yield connection
