@@ -33,8 +33,8 @@ _MAX_SOCKET_PATH = 100
 class EmbeddedRedis:
     """A Valkey process; start it from the main thread, since the kernel ends it with the thread that started it."""
 
-    def __init__(self, memory_bytes: int) -> None:
-        """Start it and wait until it answers. At `memory_bytes` it forgets what was used least.
+    def __init__(self, memory_bytes: int, policy: str = "allkeys-lfu") -> None:
+        """Start it and wait until it answers. At `memory_bytes` it forgets by `policy` (its `maxmemory-policy`).
 
         Raises:
             ConfigurationError: it cannot run here.
@@ -46,7 +46,7 @@ class EmbeddedRedis:
         self._process: Child | None = None
         self._socket = self._folder / "valkey.sock"
         try:
-            self._process = Child("valkey", self._argv(memory_bytes), self._folder / "valkey.log")
+            self._process = Child("valkey", self._argv(memory_bytes, policy), self._folder / "valkey.log")
             self._wait_until_ready(self._process)
         except (OSError, ValkeyServerError) as error:
             self.stop()
@@ -71,7 +71,7 @@ class EmbeddedRedis:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
-    def _argv(self, memory_bytes: int) -> list[str]:
+    def _argv(self, memory_bytes: int, policy: str) -> list[str]:
         settings = {
             "port": "0",
             "unixsocket": str(self._socket),
@@ -82,7 +82,7 @@ class EmbeddedRedis:
             "daemonize": "no",
             "loglevel": "warning",
             "maxmemory": str(memory_bytes),
-            "maxmemory-policy": "allkeys-lfu",
+            "maxmemory-policy": policy,
         }
         return [str(get_binary_path()), *(part for name, value in settings.items() for part in (f"--{name}", value))]
 

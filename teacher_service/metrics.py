@@ -81,12 +81,22 @@ class Metrics:
         )
         self.cache_writes = Counter(
             "teacher_cache_writes_total",
-            "Answers to remember: stored, too_large, error.",
+            "Answers to remember: stored, too_large, refused (Redis is full or read-only), error.",
             ["result"],
             registry=registry,
         )
         self.cache_paused = Gauge(
             "teacher_cache_paused", "1 while the cache is left alone because it failed.", registry=registry
+        )
+        self.cache_refuses_writes = Gauge(
+            "teacher_cache_refuses_writes", "1 while Redis answers lookups but takes no values.", registry=registry
+        )
+        self.leases = Counter(
+            "teacher_leases_total",
+            "Sequences missed: claimed to compute here, found after all, waited for another replica, taken_over from "
+            "one that died, late (it took too long), error (no cache within its time).",
+            ["result"],
+            registry=registry,
         )
         self.response_bytes = Counter(
             "teacher_response_bytes_total", "Bytes of payloads sent, by encoding.", ["encoding"], registry=registry

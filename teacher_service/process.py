@@ -84,11 +84,11 @@ def _redis_url(settings: TeacherSettings) -> Iterator[str | None]:
     if settings.cache == "off":
         yield None
     elif settings.redis_url is not None:
-        if "cache_memory_bytes" in settings.model_fields_set:
-            logger.warning("setting_without_effect", setting="cache_memory_bytes", reason="redis_url is set")
+        for setting in sorted({"cache_memory_bytes", "cache_policy"} & settings.model_fields_set):
+            logger.warning("setting_without_effect", setting=setting, reason="redis_url is set")
         yield settings.redis_url.get_secret_value()
     else:
-        with EmbeddedRedis(settings.cache_memory_bytes) as embedded:
+        with EmbeddedRedis(settings.cache_memory_bytes, settings.cache_policy) as embedded:
             yield embedded.url
 
 

@@ -199,6 +199,7 @@ class TeacherService:
             timeout_seconds=self._settings.cache_wait_seconds,
             max_value_bytes=self._settings.cache_max_value_bytes,
             ttl_seconds=self._settings.cache_ttl_seconds,
+            lease_seconds=self._settings.cache_lease_seconds,
         )
 
     def _write_ready_file(self, path: Path) -> None:

@@ -29,6 +29,17 @@ CACHE_TIMEOUT_SECONDS = 0.02
 # Measured with three busy processes of two threads each on two cores: 20 ms lost one lookup in twenty, this none.
 EMBEDDED_CACHE_TIMEOUT_SECONDS = 0.5
 
+CachePolicy = Literal[
+    "allkeys-lfu",
+    "allkeys-lru",
+    "allkeys-random",
+    "volatile-lfu",
+    "volatile-lru",
+    "volatile-random",
+    "volatile-ttl",
+    "noeviction",
+]
+
 Port = Annotated[int, Field(ge=0, le=65535)]
 Count = Annotated[int, Field(ge=1)]
 
@@ -125,10 +136,16 @@ class TeacherSettings(BaseSettings):
     password. Example: redis://redis:6379/0."""
     cache_memory_bytes: Count = 2**30
     """Most memory of the embedded Valkey, in bytes; it forgets the least used first. Example: 1073741824."""
+    cache_policy: CachePolicy = "allkeys-lfu"
+    """What the embedded Valkey forgets when its memory is full, as its maxmemory-policy names it; a named Redis has its
+    own. Example: allkeys-lfu."""
     cache_max_value_bytes: Count = 64 * 2**20
     """Largest answer to one sequence that is remembered, in bytes. Redis itself ends at 512 MB. Example: 67108864."""
     cache_ttl_seconds: int = Field(default=0, ge=0)
     """How long an answer is remembered, in seconds; 0 is as long as there is room. Example: 604800."""
+    cache_lease_seconds: float = Field(default=5.0, ge=0, le=600)
+    """How long a replica that died keeps others of the same Redis from computing what it had begun, in seconds; while
+    it lives, it renews its lease. 0: replicas may compute the same thing at the same time. Example: 5."""
     cache_timeout_seconds: float | None = Field(default=None, gt=0)
     """Longest wait for Redis to connect or to begin an answer, in seconds; the time to move the bytes comes on top.
     By default 0.02 for a Redis that was named; 0.5 for the embedded one, which may wait for a core that the model

@@ -13,9 +13,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 
-from stillhouse.codec import verify_payload
 from stillhouse.encodings import Candidates, Dense, Hidden, Sampled, TopK
-from stillhouse.errors import CodecError, RequestTooLongError
+from stillhouse.errors import RequestTooLongError
 from stillhouse.fingerprint import cache_key
 from stillhouse.payload_header import Header, expected_headers
 from stillhouse.payloads import OutputHead
@@ -26,7 +25,9 @@ from teacher_service.batching import Batcher, Computed, Job
 from teacher_service.cache import AnswerCache
 from teacher_service.capacity import Capacity, Place
 from teacher_service.computing import BatchComputer, answers_fingerprint
+from teacher_service.leading import Leader
 from teacher_service.metrics import Metrics
+from teacher_service.recall import Recall
 from teacher_service.settings import TeacherSettings
 from teacher_service.single_flight import SingleFlight, Ticket
 
@@ -60,6 +61,7 @@ class Teacher:
         settings: TeacherSettings,
     ) -> None:
         self._cache = cache
+        self._recall = None if cache is None else Recall(cache, metrics)
         self._metrics = metrics
         self._max_answer_bytes = settings.max_answer_bytes
         self._capacity = Capacity(
@@ -69,7 +71,7 @@ class Teacher:
             max_queue_tokens=settings.max_queue_tokens,
             max_held_bytes=settings.max_held_bytes,
         )
-        self._flights: SingleFlight[bytes, Computed] = SingleFlight()
+        self._flights: SingleFlight[tuple[str, bytes], Computed] = SingleFlight()
         compute = BatchComputer(backend, metrics, head_chunk_rows=settings.head_chunk_rows)
         self._batcher = Batcher(
             compute,
@@ -81,6 +83,7 @@ class Teacher:
             max_queue_delay_seconds=settings.max_queue_delay_seconds,
             measure=self._capacity.measure,
         )
+        self._leader = None if self._recall is None else Leader(self._recall, metrics, self._batcher.submit)
         self.running = asyncio.create_task(self._batcher.run(), name="batcher")
         """Ends only when `close` is called; a service whose teacher has ended otherwise cannot go on."""
         self.output_head = backend.output_head()
@@ -120,29 +123,30 @@ class Teacher:
     async def _answer(self, request: LogitsRequest, place: Place) -> EncodedAnswer:
         headers = expected_headers(request, self.description)
         keys = [self._key(request, index) for index in range(len(request.sequences))]
-        remembered = await self._look_up(request, dict(zip(keys, headers, strict=True)))
-        computed = await self._compute_missing(request, keys, remembered, place)
-        answers = list(computed.values())
+        expected = dict(zip(keys, headers, strict=True))
+        answers = await self._look_up(request, expected)
+        missing = {key: index for index, key in enumerate(keys) if key not in answers}
+        answers |= await self._compute(request, missing, expected, place)
         return EncodedAnswer(
-            payloads=tuple(remembered[key] if key in remembered else computed[key].payload for key in keys),
+            payloads=tuple(answers[key].payload for key in keys),
             fingerprint=self.description.fingerprint,
-            cache_hits=sum(key in remembered for key in keys),
-            queue_seconds=max((answer.queue_seconds for answer in answers), default=0.0),
+            cache_hits=sum(answers[key].from_cache for key in keys),
+            queue_seconds=max((answer.queue_seconds for answer in answers.values()), default=0.0),
             # Sequences of one batch share their times, to the bit.
-            compute_seconds=sum({answer.compute_seconds for answer in answers}),
-            encode_seconds=sum({answer.encode_seconds for answer in answers}),
+            compute_seconds=sum({answer.compute_seconds for answer in answers.values()}),
+            encode_seconds=sum({answer.encode_seconds for answer in answers.values()}),
         )
 
     @property
     def cache_state(self) -> str:
-        """`on`, `off`, or `paused` where Redis has failed; for people."""
-        if self._cache is None:
-            return "off"
-        return "paused" if self._cache.is_paused else "on"
+        """`on`, `off`, or `paused: ...` and `refusing writes: ...` with the reason; for people."""
+        return "off" if self._cache is None else self._cache.state
 
     async def close(self) -> None:
         """Give up what still waits, and end the batch that computes."""
         self._batcher.close()
+        if self._leader is not None:
+            await self._leader.close()
         self.running.cancel()
         await asyncio.wait({self.running})
 
@@ -155,51 +159,46 @@ class Teacher:
             vocabulary_size=request.effective_vocabulary_size(self.description.vocabulary_size),
         )
 
-    async def _look_up(self, request: LogitsRequest, expected: dict[bytes, Header]) -> dict[bytes, bytes]:
-        """Return what the cache holds of these keys, whole and as asked for."""
-        count = self._metrics.cache_requests.labels
+    async def _look_up(self, request: LogitsRequest, expected: dict[bytes, Header]) -> dict[bytes, Computed]:
+        """Return what the cache holds of these keys."""
         if request.cache_mode != "use":
-            count(request.cache_mode).inc(len(expected))
-            return {}
-        if self._cache is None or not expected:
-            return {}
-        keys = list(expected)
-        values = await self._cache.get_many(keys, [header.size_bounds()[1] for header in expected.values()])
-        if values is None:
-            count("error").inc(len(keys))
-            return {}
-        found = {}
-        for key, value in zip(keys, values, strict=True):
-            if value is None:
-                count("miss").inc()
-            elif _is_payload(value, expected[key]):
-                count("hit").inc()
-                found[key] = value
-            else:
-                # It will be computed anew and overwritten.
-                count("corrupt").inc()
-        return found
+            self._metrics.cache_requests.labels(request.cache_mode).inc(len(expected))
+        elif self._recall is not None and expected:
+            found = await self._recall.look_up(expected)
+            return {key: Computed(payload, from_cache=True) for key, payload in found.items()}
+        return {}
 
-    async def _compute_missing(
-        self, request: LogitsRequest, keys: SequenceOf[bytes], remembered: dict[bytes, bytes], place: Place
+    async def _compute(
+        self, request: LogitsRequest, indices: dict[bytes, int], headers: dict[bytes, Header], place: Place
     ) -> dict[bytes, Computed]:
         """Return what is not remembered, each key computed once however many ask for it."""
-        missing = {key: index for index, key in enumerate(keys) if key not in remembered}
         tickets: dict[bytes, Ticket[Computed]] = {}
         try:
-            for key in missing:
-                # What must not be remembered cannot share a flight with what must.
-                tickets[key] = self._flights.board(key if request.cache_mode != "bypass" else b"bypass" + key)
-            jobs = [self._job(request, missing[key], key, t) for key, t in tickets.items() if t.is_first]
+            for key in indices:
+                # Each cache mode has flights of its own: another's answer may be an old one, or not be remembered.
+                tickets[key] = self._flights.board((request.cache_mode, key))
+            jobs = {key: self._job(request, indices[key], key, t) for key, t in tickets.items() if t.is_first}
             self._metrics.joined.inc(len(tickets) - len(jobs))
-            place.leave_all_but([job.num_tokens for job in jobs])
-            for job in jobs:
+            place.leave_all_but([job.num_tokens for job in jobs.values()])
+            for job in jobs.values():
                 job.result.add_done_callback(partial(self._leave_queue, job.num_tokens))
-            self._batcher.submit(jobs)
+            self._start(request, jobs, headers)
             return {key: await ticket.wait() for key, ticket in tickets.items()}
         finally:
             for ticket in tickets.values():
                 ticket.leave()
+
+    def _start(self, request: LogitsRequest, jobs: dict[bytes, Job], headers: dict[bytes, Header]) -> None:
+        """Queue jobs, those that another replica may compute too once they are claimed."""
+        shared: dict[bytes, Job] = {}
+        if self._leader is not None and request.cache_mode == "use":
+            shared = {key: job for key, job in jobs.items() if self._is_kept(headers[key])}
+            self._leader.start({job: headers[key] for key, job in shared.items()})
+        self._batcher.submit(job for key, job in jobs.items() if key not in shared)
+
+    def _is_kept(self, header: Header) -> bool:
+        # A value that is never remembered would be waited for in vain.
+        return self._cache is not None and header.size_bounds()[1] <= self._cache.max_value_bytes
 
     def _leave_queue(self, tokens: int, _: object) -> None:
         self._capacity.change_queue(-1, -tokens)
@@ -217,13 +216,6 @@ class Teacher:
     async def _remember(self, items: SequenceOf[tuple[bytes, bytes]]) -> None:
         if self._cache is not None and items:
             await self._cache.set_many(items)
-
-
-def _is_payload(value: bytes, expected: Header) -> bool:
-    try:
-        return verify_payload(value) == expected
-    except CodecError:
-        return False
 
 
 def _describe(

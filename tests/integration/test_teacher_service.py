@@ -27,7 +27,7 @@ from stillhouse.errors import (
     TeacherUnavailableError,
     UnauthenticatedError,
 )
-from stillhouse.fixtures import FixtureTeacher
+from stillhouse.fixtures import LARGEST_HEAD, FixtureTeacher
 from stillhouse.payloads import DenseLogits, TopKLogits
 from stillhouse.request import All, CacheMode, LogitsRequest, Sequence
 from stillhouse.teacher.v1 import teacher_service_pb2 as pb
@@ -180,7 +180,7 @@ async def test_without_redis_the_answers_stay_right(serve_teacher: ServeTeacher)
                 assert torch.equal(answer.payloads[0].logits, right.logits)  # type: ignore[union-attr]  # dense
             assert count(service, "teacher_cache_requests_total", result="error") == 5
             assert count(service, "teacher_cache_paused") == 1
-            assert service.lifecycle.teacher.cache_state == "paused"
+            assert service.lifecycle.teacher.cache_state == "paused: it cannot be reached"
 
 
 async def test_a_value_over_the_size_is_served_but_not_kept(serve_teacher: ServeTeacher, empty_valkey: str) -> None:
@@ -221,11 +221,12 @@ async def test_overload_is_refused_with_a_pause_to_come_back_after(serve_teacher
 
 
 async def test_what_no_teacher_could_serve_is_refused_by_field(serve_teacher: ServeTeacher) -> None:
-    async with serve_teacher() as service, channel_to(service) as channel:
+    size = LARGEST_HEAD + 1
+    async with serve_teacher(fixture_vocabulary_size=size) as service, channel_to(service) as channel:
         stub = pb_grpc.TeacherServiceStub(channel)
         for message, code, text in (
-            (pb.LogitsRequest(sequences=[pb.Sequence(token_ids=[999])], dense=pb.DenseEncoding()),
-             "INVALID_ARGUMENT", r"sequences[0].token_ids must be below the teacher's vocabulary size 256; got 999"),
+            (pb.LogitsRequest(sequences=[pb.Sequence(token_ids=[size])], dense=pb.DenseEncoding()),
+             "INVALID_ARGUMENT", f"sequences[0].token_ids must be below the teacher's vocabulary size {size}; got {size}"),
             (pb.LogitsRequest(sequences=[pb.Sequence()], dense=pb.DenseEncoding()),
              "INVALID_ARGUMENT", "sequences[0].token_ids must hold at least one id"),
             (pb.LogitsRequest(sequences=[pb.Sequence(token_ids=[1])], temperature=0, dense=pb.DenseEncoding()),
@@ -245,9 +246,10 @@ async def test_what_no_teacher_could_serve_is_refused_by_field(serve_teacher: Se
 
 
 async def test_the_client_raises_what_the_service_meant(serve_teacher: ServeTeacher) -> None:
-    async with serve_teacher() as service, client_of(service) as client:
+    size = LARGEST_HEAD + 1
+    async with serve_teacher(fixture_vocabulary_size=size) as service, client_of(service) as client:
         for request, error in (
-            (ask((999,)), InvalidRequestError),
+            (ask((size,)), InvalidRequestError),
             (ask((1,) * 9000), RequestTooLongError),
             (LogitsRequest((Sequence(IDS),), Hidden()), EncodingNotOfferedError),
             (LogitsRequest((Sequence(IDS),), expected_fingerprint="0" * 32), FingerprintMismatchError),

@@ -1,0 +1,66 @@
+"""What the cache remembers, as far as it is what was asked for: whole, unaltered, and of the right kind and shape.
+
+Knows nothing of how it is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from stillhouse.codec import verify_payload
+from stillhouse.errors import CodecError
+from stillhouse.payload_header import Header
+from teacher_service.cache import AnswerCache, Claim
+from teacher_service.metrics import Metrics
+
+
+class Recall:
+    """The cache behind a check of everything that comes out of it."""
+
+    def __init__(self, cache: AnswerCache, metrics: Metrics) -> None:
+        self._cache = cache
+        self.lease_seconds = cache.lease_seconds
+        """How long a claim lasts unless it is renewed; 0 where there are none."""
+        self.give_up = cache.give_up
+        """Lets others compute what was claimed and not set."""
+        self._count = metrics.cache_requests.labels
+
+    async def look_up(self, expected: Mapping[bytes, Header]) -> dict[bytes, bytes]:
+        """Return what is remembered of these keys, given the headers of their payloads."""
+        values = await self._cache.get_many(list(expected), _sizes(expected))
+        if values is None:
+            self._count("error").inc(len(expected))
+            return {}
+        found = {}
+        for key, value in zip(expected, values, strict=True):
+            if value is None:
+                self._count("miss").inc()
+            elif _is_payload(value, expected[key]):
+                self._count("hit").inc()
+                found[key] = value
+            else:
+                # It will be computed anew and overwritten.
+                self._count("corrupt").inc()
+        return found
+
+    async def claim(self, expected: Mapping[bytes, Header]) -> dict[bytes, Claim] | None:
+        """Ask to compute these keys, as `AnswerCache.claim` does; a value that comes back is the right one."""
+        claims = await self._cache.claim(list(expected), _sizes(expected))
+        if claims is None:
+            return None
+        checked = {}
+        for key, claim in zip(expected, claims, strict=True):
+            is_wrong = claim.value is not None and not _is_payload(claim.value, expected[key])
+            checked[key] = Claim(None, claim.may_compute) if is_wrong else claim
+        return checked
+
+
+def _is_payload(value: bytes, expected: Header) -> bool:
+    try:
+        return verify_payload(value) == expected
+    except CodecError:
+        return False
+
+
+def _sizes(expected: Mapping[bytes, Header]) -> list[int]:
+    return [header.size_bounds()[1] for header in expected.values()]
