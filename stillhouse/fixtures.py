@@ -24,17 +24,22 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from stillhouse.encode import encode_logits
-from stillhouse.encodings import Candidates, Dense, TopK
+from stillhouse.encode import encode_hidden, encode_logits
+from stillhouse.encodings import Candidates, Dense, Hidden, Sampled, TopK, ValueType
 from stillhouse.errors import CheckpointError
 from stillhouse.fingerprint import fingerprint, tokens_fingerprint
-from stillhouse.payloads import Payload
+from stillhouse.payloads import OutputHead, Payload
 from stillhouse.providers import Answer, StudentLogitsProvider, TeacherLogitsProvider, TokenBatch
 from stillhouse.request import Limits, LogitsRequest, Sequence, TeacherDescription
+from stillhouse.tensor_bytes import DTYPES
 from stillhouse.version import __version__
 
 PREFERRED_LOGIT = 10.0
 """The logit of the token that the fixture prefers; all others are 0."""
+
+LARGEST_HEAD = 2048
+"""The most ids that the fixture has hidden states for. Every id is preferred somewhere, so that no fewer than one
+dimension an id will do, and the head is as wide as it is long: 16 MiB at this size, 9 GiB at a real vocabulary's."""
 
 CHECKPOINT_FILE = "fixture_student.safetensors"
 
@@ -43,13 +48,15 @@ class FixtureTeacher(TeacherLogitsProvider):
     """Prefers the token that comes next: logit 10.0 there, 0.0 everywhere else.
 
     At each position that is the next token of the sequence (of its document, where documents are packed), and at the
-    last position, which has none, its own. A token outside the vocabulary counts as token 0. Answers `Dense`, `TopK`
-    and `Candidates`, through the encoder that a real teacher's logits go through; an empty batch has an empty answer.
+    last position, which has none, its own. A token outside the vocabulary counts as token 0. Answers every encoding,
+    through the encoder that a real teacher's answers go through (`Hidden` up to a vocabulary of `LARGEST_HEAD`): a
+    hidden state has a 1 at the preferred token's place. An empty batch has an empty answer.
     """
 
     def __init__(self, vocab_size: int) -> None:
         tokens = tuple(str(token_id) for token_id in range(_check_size(vocab_size)))
         weights = fingerprint("fixture", vocab_size)
+        self._head: OutputHead | None = None
         self._description = TeacherDescription(
             model="fixture",
             fingerprint=weights,
@@ -57,8 +64,8 @@ class FixtureTeacher(TeacherLogitsProvider):
             tokenizer_fingerprint=tokens_fingerprint(tokens),
             vocabulary_size=vocab_size,
             tokenizer_size=vocab_size,
-            hidden_size=0,
-            encodings=(Dense, TopK, Candidates),
+            hidden_size=vocab_size if vocab_size <= LARGEST_HEAD else 0,
+            encodings=(Dense, *((Hidden,) if vocab_size <= LARGEST_HEAD else ()), TopK, Sampled, Candidates),
             limits=Limits(),
             compute_dtype="float32",
             mode="deterministic",
@@ -82,12 +89,20 @@ class FixtureTeacher(TeacherLogitsProvider):
         payloads = tuple(self._payload(sequence, known) for sequence in known.sequences)
         return Answer(payloads, self._description.fingerprint)
 
+    def output_head(self, value_type: ValueType | None = None) -> OutputHead:
+        """Return the head; both value types hold it exactly."""
+        if Hidden not in self._description.encodings:
+            return super().output_head(value_type)
+        if self._head is None:
+            self._head = fixture_head(self._description.vocabulary_size)
+        return self._head.to(dtype=DTYPES[value_type or "float32"], device=self._head.weight.device)
+
     def _payload(self, sequence: Sequence, request: LogitsRequest) -> Payload:
-        preferred = preferred_tokens(sequence)
-        logits = torch.zeros(len(preferred), self._description.vocabulary_size)
-        logits.scatter_(1, preferred[:, None], PREFERRED_LOGIT)
+        states = fixture_states(sequence, self._description.vocabulary_size)
+        if isinstance(request.encoding, Hidden):
+            return encode_hidden(states, request.encoding)
         return encode_logits(
-            [logits],
+            [states * PREFERRED_LOGIT],
             request.encoding,
             sequence=sequence,
             temperature=request.temperature,
@@ -101,6 +116,17 @@ def preferred_tokens(sequence: Sequence) -> Tensor:
     documents = [sequence.token_ids[a:b] for a, b in pairwise(accumulate(lengths, initial=0))]
     following = torch.tensor([token for ids in documents for token in (*ids[1:], ids[-1])], dtype=torch.int64)
     return following[list(sequence.position_indices())]
+
+
+def fixture_states(sequence: Sequence, vocabulary_size: int) -> Tensor:
+    """Return the fixture's final hidden states `[P, V]` float32: 1 at the preferred token, 0 elsewhere."""
+    preferred = preferred_tokens(sequence)
+    return torch.zeros(len(preferred), vocabulary_size).scatter_(1, preferred[:, None], 1.0)
+
+
+def fixture_head(vocabulary_size: int) -> OutputHead:
+    """Return the head that makes the fixture's logits of its hidden states, exactly."""
+    return OutputHead(PREFERRED_LOGIT * torch.eye(vocabulary_size))
 
 
 class FixtureStudent(StudentLogitsProvider):

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from stillhouse.fingerprint import fingerprint, tokens_fingerprint
-from stillhouse.fixtures import PREFERRED_LOGIT, preferred_tokens
+from stillhouse.fixtures import LARGEST_HEAD, PREFERRED_LOGIT, fixture_head, fixture_states, preferred_tokens
+from stillhouse.payloads import OutputHead
 from stillhouse.request import Sequence
 from teacher_service.backends.base import BackendDescription, HiddenRows, TeacherBackend
 
@@ -24,6 +25,7 @@ class FixtureBackend(TeacherBackend):
     def __init__(self, vocabulary_size: int) -> None:
         self._vocabulary_size = vocabulary_size
         self._tokens = tuple(map(str, range(vocabulary_size)))
+        self._output_head = fixture_head(vocabulary_size) if vocabulary_size <= LARGEST_HEAD else None
 
     def describe(self) -> BackendDescription:
         """Describe a model of this vocabulary, in float32; its tokens are the decimal numbers of their ids."""
@@ -32,7 +34,7 @@ class FixtureBackend(TeacherBackend):
             weights_fingerprint=fingerprint("fixture", self._vocabulary_size),
             tokenizer_fingerprint=tokens_fingerprint(self._tokens),
             vocabulary_size=self._vocabulary_size,
-            hidden_size=0,
+            hidden_size=0 if self._output_head is None else self._vocabulary_size,
             max_sequence_tokens=_MAX_SEQUENCE_TOKENS,
             compute_dtype="float32",
             device_kind="cpu",
@@ -43,10 +45,20 @@ class FixtureBackend(TeacherBackend):
         )
 
     def forward(self, sequences: SequenceOf[Sequence]) -> HiddenRows:
-        """Return, for each position, the token that it prefers: `[P, 1]`, int64."""
-        return HiddenRows(tuple(preferred_tokens(sequence).unsqueeze(1) for sequence in sequences), padding_tokens=0)
+        """Return the hidden states; of a vocabulary too large for them the preferred tokens, `[P, 1]` int64."""
+        if self._output_head is None:
+            rows = tuple(preferred_tokens(sequence).unsqueeze(1) for sequence in sequences)
+        else:
+            rows = tuple(fixture_states(sequence, self._vocabulary_size) for sequence in sequences)
+        return HiddenRows(rows, padding_tokens=0)
 
     def head(self, hidden_rows: Tensor) -> Tensor:
         """Return `[p, V]` float32 with the preferred tokens raised."""
+        if self._output_head is not None:
+            return hidden_rows * PREFERRED_LOGIT
         logits = torch.zeros(len(hidden_rows), self._vocabulary_size)
         return logits.scatter_(1, hidden_rows, PREFERRED_LOGIT)
+
+    def output_head(self) -> OutputHead | None:
+        """Return the head, where the vocabulary is small enough for one."""
+        return self._output_head

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from stillhouse.chunks import CHUNK_BYTES
+from stillhouse.fixtures import LARGEST_HEAD
 from stillhouse.head_codec import decode_output_head
 from stillhouse.payloads import OutputHead
 from stillhouse.status import ERROR_TRAILER
@@ -75,7 +76,7 @@ async def test_the_head_arrives_whole_in_chunks(
 
 
 async def test_a_teacher_without_a_head_does_not_offer_it(serve_teacher: ServeTeacher) -> None:
-    async with serve_teacher() as service:
+    async with serve_teacher(fixture_vocabulary_size=LARGEST_HEAD + 1) as service:
         with pytest.raises(grpc.aio.AioRpcError, match="does not offer HIDDEN") as refusal:
             await fetch(service)
         assert refusal.value.code() is grpc.StatusCode.UNIMPLEMENTED

@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from stillhouse.encodings import Hidden, TopK
+from stillhouse.encodings import Hidden, Sampled, TopK, ValueType
 from stillhouse.errors import CheckpointError, EncodingNotOfferedError, InvalidRequestError
-from stillhouse.fixtures import FixtureStudent, FixtureTeacher
-from stillhouse.payloads import DenseLogits, Payload, TopKLogits
+from stillhouse.fixtures import LARGEST_HEAD, FixtureStudent, FixtureTeacher
+from stillhouse.payloads import DenseLogits, HiddenStates, Payload, SampledCounts, TopKLogits
 from stillhouse.request import Explicit, Last, LogitsRequest, Sequence
+from stillhouse.tensor_bytes import DTYPES
 
 V = 10
 
@@ -58,9 +59,34 @@ def test_the_teacher_offers_top_k_and_fewer_ids() -> None:
     assert payload.log_normalizer[0].item() == pytest.approx(math.log(math.exp(10) + 7))
 
 
-def test_what_no_teacher_could_serve_is_refused() -> None:
+@pytest.mark.parametrize("value_type", ["float32", "bfloat16"])
+def test_hidden_states_and_the_head_give_the_very_logits(value_type: ValueType) -> None:
+    teacher = FixtureTeacher(V)
+    (payload,), (logits,) = teacher.logits([[1, 2, 3]], encoding=Hidden(value_type)), teacher.logits([[1, 2, 3]])
+    head = teacher.output_head(value_type)
+    assert isinstance(payload, HiddenStates)
+    assert payload.hidden.dtype == head.weight.dtype == DTYPES[value_type]
+    assert payload.hidden.shape[1] == head.hidden_size == teacher.describe().hidden_size
+    assert torch.equal(head.logits(payload.hidden).float(), dense(logits))
+
+
+def test_draws_come_from_the_distribution_that_is_foretold() -> None:
+    (payload,) = FixtureTeacher(V).logits([[1] * 9], encoding=Sampled(1000))
+    assert isinstance(payload, SampledCounts)
+    assert int(payload.counts[payload.token_ids == 1].sum()) > 8900
+
+
+def test_a_vocabulary_too_large_for_a_head_offers_no_hidden_states() -> None:
+    teacher = FixtureTeacher(LARGEST_HEAD + 1)
+    assert teacher.describe().hidden_size == 0
     with pytest.raises(EncodingNotOfferedError):
-        FixtureTeacher(V).logits([[1]], encoding=Hidden())
+        teacher.logits([[1]], encoding=Hidden())
+    with pytest.raises(EncodingNotOfferedError):
+        teacher.output_head()
+    assert dense(teacher.logits([[1, LARGEST_HEAD]])[0]).argmax(-1).tolist() == [LARGEST_HEAD] * 2
+
+
+def test_what_no_teacher_could_serve_is_refused() -> None:
     with pytest.raises(InvalidRequestError, match="vocabulary_size must be at most the teacher's 10; got 11"):
         FixtureTeacher(V).logits([[1]], vocabulary_size=V + 1)
 
