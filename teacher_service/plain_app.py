@@ -7,12 +7,14 @@ carry neither certificate nor secret, and for a scraper with its token.
 from __future__ import annotations
 
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from stillhouse.errors import TeacherError, UnauthenticatedError
 from teacher_service.auth import Access
+from teacher_service.http_door.problems import problem_of
 from teacher_service.lifecycle import Lifecycle
 from teacher_service.metrics import Metrics
 
@@ -29,9 +31,9 @@ def build_plain_app(lifecycle: Lifecycle, metrics: Metrics, access: Access) -> A
     def _answer(request: Request) -> Response:
         path = request.url.path
         if path not in ROUTES:
-            return _problem(404, f"this port answers {', '.join(ROUTES)} alone")
+            return problem_of(HTTPException(404, f"this port answers {', '.join(ROUTES)} alone"))
         if request.method not in ("GET", "HEAD"):
-            return _problem(405, "GET alone")
+            return problem_of(HTTPException(405, "GET and HEAD alone", {"allow": "GET, HEAD"}))
         if path == "/livez":
             return JSONResponse({"status": "alive"})
         if path == "/readyz":
@@ -42,12 +44,7 @@ def build_plain_app(lifecycle: Lifecycle, metrics: Metrics, access: Access) -> A
             access.check(request.headers.get("authorization"), "metrics")
         except TeacherError as error:
             metrics.refused.labels(type(error).__name__).inc()
-            return _problem(error.http_status, str(error), {"www-authenticate": "Bearer"})
+            return problem_of(error)
         return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
     return app
-
-
-def _problem(status: int, detail: str, headers: dict[str, str] | None = None) -> Response:
-    content = {"type": "about:blank", "status": status, "detail": detail}
-    return JSONResponse(content, status, headers, "application/problem+json")

@@ -17,6 +17,7 @@ from stillhouse.errors import PermissionDeniedError, UnauthenticatedError
 from teacher_service.admission import Admission
 from teacher_service.http_door.bodies import Bodies, Body, CallerGone, header
 from teacher_service.http_door.problems import problem_of
+from teacher_service.http_door.streaming import NO_BODY
 from teacher_service.metrics import Metrics
 
 OPEN_PATHS = frozenset({"/livez", "/readyz"})
@@ -54,8 +55,8 @@ class Gate:
         if scope["type"] != "http":
             return
         if scope["method"] == "HEAD":
-            # Answered as GET is; the server below leaves the body out.
-            scope = {**scope, "method": "GET"}
+            # Answered as GET is; what body there is, the server below leaves out.
+            scope = {**scope, "method": "GET", NO_BODY: True}
         started = time.monotonic()
         answer = _Answer(send)
         body = Body(scope, receive)

@@ -14,6 +14,9 @@ from starlette.types import Receive, Scope, Send
 PIECE_BYTES = 2**20
 """About how much is made, and sent, at once."""
 
+NO_BODY = "stillhouse.no_body"
+"""Set in the scope of a request that asks for the headers alone."""
+
 
 class PiecewiseResponse(Response):
     """An answer made of pieces. One of a single piece is sent with its length, longer ones in chunks."""
@@ -38,8 +41,8 @@ class PiecewiseResponse(Response):
         if following is None:
             self.headers["content-length"] = str(len(piece))
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        if scope.get("method") == "HEAD":
-            following = None
+        if scope.get(NO_BODY):
+            piece, following = b"", None
         while following is not None:
             await send({"type": "http.response.body", "body": piece, "more_body": True})
             piece, following = following, await asyncio.to_thread(next, self._pieces, None)

@@ -54,7 +54,8 @@ async def test_logits_are_rebuilt_with_numpy_alone(serve_teacher: ServeTeacher, 
 async def test_bias_scale_and_soft_cap_come_along(serve_teacher: ServeTeacher) -> None:
     backend = HeadedBackend(256)
     async with serve_teacher(given=backend) as service, http_to(service) as http:
-        response = await http.get("/v1/output-head")
+        response, alone = await http.get("/v1/output-head"), await http.head("/v1/output-head")
+        assert (alone.headers["content-length"], alone.content) == (response.headers["content-length"], b"")
         fingerprint = service.lifecycle.teacher.description.fingerprint
     assert response.headers["content-length"] == str(len(response.content))
     assert response.headers["stillhouse-fingerprint"] == fingerprint
