@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import pytest
 
+from stillhouse.fixtures import LARGEST_HEAD
 from tests.integration.http.speaking import ServeTeacher, http_to
+
+# The fixture then has no head, and does not offer HIDDEN.
+NO_HEAD = LARGEST_HEAD + 1
 
 
 @pytest.mark.parametrize(
     ("body", "status", "name", "detail"),
     [
-        ({"sequences": [{"token_ids": [999]}]}, 400, "InvalidRequestError", "sequences[0].token_ids must be below"),
+        ({"sequences": [{"token_ids": [9999]}]}, 400, "InvalidRequestError", "sequences[0].token_ids must be below"),
         ({"sequences": [{"token_ids": []}]}, 400, "InvalidRequestError", "sequences[0].token_ids must hold at least"),
         (
             {"sequences": [{"token_ids": ["x"]}]},
@@ -39,7 +43,7 @@ from tests.integration.http.speaking import ServeTeacher, http_to
 async def test_problems_name_the_field(
     serve_teacher: ServeTeacher, body: object, status: int, name: str, detail: str
 ) -> None:
-    async with serve_teacher() as service, http_to(service) as http:
+    async with serve_teacher(fixture_vocabulary_size=NO_HEAD) as service, http_to(service) as http:
         response = await http.post("/v1/logits", json=body)
         assert response.headers["content-type"] == "application/problem+json"
         problem = response.json()
