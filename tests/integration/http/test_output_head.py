@@ -12,7 +12,6 @@ import safetensors.torch
 import torch
 
 from stillhouse.fixtures import LARGEST_HEAD
-from stillhouse.fixtures import LARGEST_HEAD
 from stillhouse.payloads import OutputHead
 from teacher_service.backends.fixture import FixtureBackend
 from teacher_service.http_door.head_file import HeadFile
