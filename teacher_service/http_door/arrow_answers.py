@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as SequenceOf
 from dataclasses import fields, replace
+from itertools import chain
 
 import pyarrow as pa
 import torch
@@ -16,17 +17,17 @@ from torch import Tensor
 
 from stillhouse.codec import decode_payload
 from stillhouse.encodings import Candidates, Dense, Hidden, Sampled, TopK
-from stillhouse.payload_header import Header, expected_headers
+from stillhouse.payload_header import HEADER_BYTES, Header, Kind, expected_headers
 from stillhouse.payloads import (
     CandidateLogits,
     DenseLogits,
     HiddenStates,
-    Payload,
     SampledCounts,
     TopKLogits,
     concatenate,
 )
 from stillhouse.request import LogitsRequest, Sequence, TeacherDescription
+from stillhouse.tensor_bytes import DTYPES
 from teacher_service.http_door.requests import KINDS
 from teacher_service.http_door.streaming import PIECE_BYTES
 from teacher_service.teacher import EncodedAnswer
@@ -51,8 +52,10 @@ def arrow_parts(request: LogitsRequest, answer: EncodedAnswer, teacher: TeacherD
     yield schema.serialize().to_pybytes()
     headers = expected_headers(request, teacher)
     rows_at_once = max(1, PIECE_BYTES // max(map(_row_bytes, headers), default=1))
-    for places, payload in _blocks(request.sequences, headers, answer.payloads, rows_at_once):
-        columns = [*(_flat(part) for part in places.T), *_columns(payload)]
+    for held in _blocks(headers, rows_at_once):
+        places = _places(request.sequences, held)
+        answers = _columns([headers[index] for index in held], [answer.payloads[index] for index in held])
+        columns = [*(_flat(part) for part in places.T), *answers]
         for start in range(0, len(places), rows_at_once):
             rows = slice(start, min(start + rows_at_once, len(places)))
             batch = pa.record_batch([column(rows) for column in columns], schema=schema)
@@ -98,41 +101,54 @@ def _fields(request: LogitsRequest, teacher: TeacherDescription) -> list[pa.Fiel
     return [pa.field(name, kind, nullable=False) for name, kind in columns.items()]
 
 
-def _blocks(
-    sequences: SequenceOf[Sequence], headers: SequenceOf[Header], payloads: SequenceOf[bytes], rows_at_once: int
-) -> Iterator[tuple[Tensor, Payload]]:
-    """Yield the payloads with the sequence and position of each row, `[P, 2]`; neighbours that are small as one."""
+def _blocks(headers: SequenceOf[Header], rows_at_once: int) -> Iterator[list[int]]:
+    """Yield the indices of all sequences: neighbours that are alike and small together, others alone."""
     held: list[int] = []
     rows = 0
     for index, header in enumerate(headers):
-        if held and (rows >= rows_at_once or replace(header, rows=0) != replace(headers[held[0]], rows=0)):
-            yield _block(sequences, payloads, held)
+        is_alike = not held or replace(header, rows=0) == replace(headers[held[0]], rows=0)
+        if held and not (is_alike and rows + header.rows <= rows_at_once):
+            yield held
             held, rows = [], 0
         held.append(index)
         rows += header.rows
     if held:
-        yield _block(sequences, payloads, held)
+        yield held
 
 
-def _block(sequences: SequenceOf[Sequence], payloads: SequenceOf[bytes], held: list[int]) -> tuple[Tensor, Payload]:
-    places = [torch.tensor([(index, position) for position in sequences[index].position_indices()]) for index in held]
-    return torch.cat(places).int(), concatenate([decode_payload(payloads[index]) for index in held])
+def _places(sequences: SequenceOf[Sequence], held: list[int]) -> Tensor:
+    """Return the sequence and the position of each row, `[P, 2]` int32."""
+    places = [[(index, position) for position in sequences[index].position_indices()] for index in held]
+    return torch.tensor(list(chain.from_iterable(places)), dtype=torch.int32)
 
 
-def _columns(payload: Payload) -> list[Column]:
-    match payload:
-        case DenseLogits(logits):
-            return [_fixed(logits)]
-        case HiddenStates(hidden):
-            return [_fixed(hidden)]
-        case TopKLogits():
+def _columns(headers: SequenceOf[Header], payloads: SequenceOf[bytes]) -> list[Column]:
+    if len(payloads) == 1 and headers[0].kind in (Kind.DENSE, Kind.HIDDEN):
+        return [_shared(headers[0], payloads[0])]
+    match concatenate(list(map(decode_payload, payloads))):
+        case DenseLogits(values) | HiddenStates(values):
+            return [_fixed(values)]
+        case TopKLogits() as payload:
             return [_fixed(payload.token_ids), _fixed(payload.logits), *_statistics(payload)]
-        case CandidateLogits():
-            ids = payload.token_ids if payload.token_ids.dim() == 2 else payload.token_ids.expand(payload.logits.shape)
+        case CandidateLogits() as payload:
+            ids = payload.token_ids.expand(payload.logits.shape)
             return [_lists(ids), _lists(payload.logits), *_statistics(payload)]
-        case SampledCounts():
+        case SampledCounts() as payload:
             counts = _ragged(payload.counts, payload.offsets)
             return [_ragged(payload.token_ids, payload.offsets), counts, _flat(payload.entropy)]
+
+
+def _shared(header: Header, data: bytes) -> Column:
+    """Read rows out of the payload's bytes as they are: to decode them would copy the largest answers there are."""
+    values = memoryview(data)[HEADER_BYTES:]
+    row_bytes = len(values) // header.rows
+    dtype = DTYPES[header.value_type or "float32"]
+
+    def some(rows: slice) -> pa.Array:
+        part = bytearray(values[rows.start * row_bytes : rows.stop * row_bytes])
+        return pa.FixedSizeListArray.from_arrays(_array(torch.frombuffer(part, dtype=dtype)), header.width)
+
+    return some
 
 
 def _statistics(payload: TopKLogits | CandidateLogits) -> list[Column]:

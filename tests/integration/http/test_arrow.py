@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from dataclasses import asdict
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +52,9 @@ async def test_every_answer_is_the_payload_to_the_bit(serve_teacher: ServeTeache
         http_to(service) as http,
     ):
         for encoding in ENCODINGS:
-            for positions, named in POSITIONS:
-                request, body = both(encoding, positions, named)
+            # Alone as well: large answers, which go alone, are read from their bytes as they are.
+            for (positions, named), sequences in [*product(POSITIONS, [SEQUENCES]), (POSITIONS[1], SEQUENCES[:1])]:
+                request, body = both(encoding, positions, named, sequences)
                 async with service.lifecycle.teacher.answering(request) as answer:
                     payloads = [decode_payload(data) for data in answer.payloads]
                 table = (await stream(http, body)).read_all()
@@ -66,9 +68,11 @@ async def test_every_answer_is_the_payload_to_the_bit(serve_teacher: ServeTeache
                 assert at == table.num_rows
 
 
-def both(encoding: Encoding, positions: Positions, named: object) -> tuple[LogitsRequest, dict[str, object]]:
+def both(
+    encoding: Encoding, positions: Positions, named: object, asked_about: tuple[tuple[int, ...], ...]
+) -> tuple[LogitsRequest, dict[str, object]]:
     sequences, parts = [], []
-    for number, ids in enumerate(SEQUENCES):
+    for number, ids in enumerate(asked_about):
         sequence = Sequence(ids, (), positions)
         part: dict[str, object] = {"token_ids": ids, "positions": named}
         if isinstance(encoding, Candidates) and not encoding.token_ids:
