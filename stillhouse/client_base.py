@@ -1,4 +1,4 @@
-"""What the sync and the asyncio client have in common: settings, what is known of the teacher, when to try again.
+"""What the sync and the asyncio client have in common: settings, and what is known of the teacher.
 
 Knows nothing of waiting: that is the one thing in which the two differ.
 """
@@ -7,27 +7,27 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 from abc import ABC, abstractmethod
+from collections import Counter
 from dataclasses import replace
 from typing import Any
 
 import grpc
-import tenacity
 
+from stillhouse.channel import LEAST_MESSAGE_BYTES, channel_options, check_address, is_local
+from stillhouse.cutting import Part, cut
 from stillhouse.encodings import ValueType
-from stillhouse.errors import ConfigurationError, OverloadedError, TeacherUnavailableError
-from stillhouse.exchange import Part, check_fingerprint, cut
+from stillhouse.errors import ConfigurationError
+from stillhouse.exchange import check_fingerprint
 from stillhouse.head_exchange import HeadReader
 from stillhouse.messages import description_from_proto
 from stillhouse.payloads import OutputHead
 from stillhouse.request import LogitsRequest, TeacherDescription
+from stillhouse.retries import Retries
 from stillhouse.teacher.v1 import teacher_service_pb2 as pb
 
 _logger = logging.getLogger("stillhouse.client")
-
-_SCHEMES = ("dns", "unix", "unix-abstract", "ipv4", "ipv6", "vsock", "xds")
-_FIRST_WAIT_SECONDS = 0.1
-_LONGEST_WAIT_SECONDS = 5.0
 
 
 class ClientBase(ABC):
@@ -40,56 +40,60 @@ class ClientBase(ABC):
         token: str | None = None,
         expected_fingerprint: str = "",
         timeout_seconds: float = 120.0,
-        max_attempts: int = 8,
+        max_attempts: int = 12,
         max_answer_bytes: int = 4 * 2**30,
+        max_head_bytes: int = 8 * 2**30,
         max_message_bytes: int = 64 * 2**20,
         credentials: grpc.ChannelCredentials | None = None,
     ) -> None:
         """Name a teacher; nothing is sent yet.
 
         Args:
-            address: "host:port", or a gRPC target; "dns:///host:port" goes round all addresses of a name.
+            address: "host:port", or a gRPC target: "dns:///host:port", "ipv4:10.0.0.1:8001,10.0.0.2:8001",
+                "unix:/run/teacher". Calls go round all addresses of a name, whether or not it says dns.
             token: sent with each call. Without `credentials` it travels in the clear, as everything does.
             expected_fingerprint: the only teacher whose answers are taken. By default the one described first.
             timeout_seconds: how long a call may take, its retries and the waits between them included. A request
                 that is cut into parts has this time for each.
             max_attempts: how often a call is tried while the service is unavailable or overloaded.
             max_answer_bytes: a request whose answer could be larger is refused before it is sent.
-            max_message_bytes: the largest message accepted or sent; the service's limit may be lower.
-            credentials: for a service behind TLS.
+            max_head_bytes: the largest output head that is fetched; it is held until the client goes.
+            max_message_bytes: the largest message accepted or sent, at least 2 MiB; the service's limit may be lower.
+            credentials: for a service behind TLS: see `credentials.channel_credentials`.
 
         Raises:
-            ConfigurationError: an address that gRPC would misread, or a bound that is not positive.
+            ConfigurationError: an address that gRPC would misread, a bound that is not positive or too low, or a
+                token that no header can hold.
         """
-        _check_address(address)
-        for name, bound in (
-            ("timeout_seconds", timeout_seconds),
-            ("max_attempts", max_attempts),
-            ("max_answer_bytes", max_answer_bytes),
-            ("max_message_bytes", max_message_bytes),
+        check_address(address)
+        for name, bound, least in (
+            ("timeout_seconds", timeout_seconds, 0),
+            ("max_attempts", max_attempts, 0),
+            ("max_answer_bytes", max_answer_bytes, 0),
+            ("max_head_bytes", max_head_bytes, 0),
+            ("max_message_bytes", max_message_bytes, LEAST_MESSAGE_BYTES - 1),
         ):
-            if not 0 < bound < math.inf:
-                raise ConfigurationError(f"{name} must be above 0 and finite; got {bound}")
+            if not least < bound < math.inf:
+                raise ConfigurationError(f"{name} must be above {least} and finite; got {bound}")
+        if token is not None and not (token.isascii() and token.isprintable() and token == token.strip() != ""):
+            raise ConfigurationError("token must be printable ASCII without spaces around it; got other characters")
+        if token and credentials is None and not is_local(address):
+            _logger.warning("teacher %s: the token travels in the clear; give credentials to use TLS", address)
         self.address = address
         self._metadata = (("authorization", f"Bearer {token}"),) if token else ()
         self._expected_fingerprint = expected_fingerprint
         self._timeout_seconds = timeout_seconds
         self._max_attempts = max_attempts
         self._max_answer_bytes = max_answer_bytes
+        self._max_head_bytes = max_head_bytes
+        self._max_message_bytes = max_message_bytes
         self._credentials = credentials
-        self._channel_options: list[tuple[str, Any]] = [
-            ("grpc.max_receive_message_length", max_message_bytes),
-            ("grpc.max_send_message_length", max_message_bytes),
-            ("grpc.service_config", '{"loadBalancingConfig": [{"round_robin": {}}]}'),
-            # One layer of retries, ours: it knows the deadline of the whole call.
-            ("grpc.enable_retries", 0),
-            # A service that is back is found within the waits between our attempts.
-            ("grpc.initial_reconnect_backoff_ms", int(_FIRST_WAIT_SECONDS * 1000)),
-            ("grpc.min_reconnect_backoff_ms", int(_FIRST_WAIT_SECONDS * 1000)),
-            ("grpc.max_reconnect_backoff_ms", int(_LONGEST_WAIT_SECONDS * 1000)),
-        ]
+        self._channel_options: list[tuple[str, Any]] = channel_options(max_message_bytes)
         self._descriptions: dict[bool, TeacherDescription] = {}
         self._heads: dict[ValueType | None, OutputHead] = {}
+        self._retries: Counter[str] = Counter()
+        self._process_id = os.getpid()
+        self._is_closed = False
         self._open()
 
     @abstractmethod
@@ -99,6 +103,32 @@ class ClientBase(ABC):
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.address!r})"
 
+    @property
+    def retries(self) -> dict[str, int]:
+        """How many calls were tried again since the client was made, by the class of the error that they met."""
+        return dict(self._retries)
+
+    def _check_usable(self) -> None:
+        if self._is_closed:
+            raise ConfigurationError(f"{self!r} is closed; open another")
+        if self._process_id != os.getpid():
+            # Left to itself gRPC would wait for ever: its threads stay behind in the parent.
+            raise ConfigurationError(
+                f"{self!r} was opened in process {self._process_id}, and process {os.getpid()} is a fork of it: open "
+                "clients in the processes that use them, and start these by spawn"
+            )
+
+    def _still_asked(self) -> str:
+        return f"teacher {self.address}: what others wait for too did not come within {self._timeout_seconds:g} s"
+
+    def _new_retries(self) -> Retries:
+        return Retries(
+            self.address,
+            max_attempts=self._max_attempts,
+            timeout_seconds=self._timeout_seconds,
+            on_retry=lambda error: self._retries.update([type(error).__name__]),
+        )
+
     def _remember(self, message: pb.GetTeacherResponse, *, include_tokens: bool) -> TeacherDescription:
         description = description_from_proto(message)
         check_fingerprint(description.fingerprint, self._expected_fingerprint)
@@ -107,57 +137,14 @@ class ClientBase(ABC):
         return description
 
     def _head_reader(self, teacher: TeacherDescription, value_type: ValueType | None) -> HeadReader:
-        return HeadReader(teacher, value_type, max_bytes=self._max_answer_bytes)
+        return HeadReader(teacher, value_type, max_bytes=self._max_head_bytes)
 
     def _parts(self, request: LogitsRequest, teacher: TeacherDescription) -> list[Part]:
         # The service refuses before it computes, should it have become another teacher since.
         expected = request.expected_fingerprint or teacher.fingerprint
-        return cut(replace(request, expected_fingerprint=expected), teacher, max_answer_bytes=self._max_answer_bytes)
-
-    def _retry_options(self) -> dict[str, Any]:
-        """Return the arguments of a `tenacity` retrying, sync or asyncio."""
-        return {
-            "stop": tenacity.stop_after_attempt(self._max_attempts) | tenacity.stop_before_delay(self._timeout_seconds),
-            "wait": _wait_seconds,
-            "retry": tenacity.retry_if_exception(_may_succeed_later),
-            "before_sleep": self._log_retry,
-            "reraise": True,
-        }
-
-    def _log_retry(self, state: tenacity.RetryCallState) -> None:
-        _logger.warning(
-            "teacher %s: attempt %d of %d failed, the next in %.1f s: %s",
-            self.address,
-            state.attempt_number,
-            self._max_attempts,
-            state.upcoming_sleep,
-            _exception_of(state),
+        return cut(
+            replace(request, expected_fingerprint=expected),
+            teacher,
+            max_answer_bytes=self._max_answer_bytes,
+            max_message_bytes=self._max_message_bytes,
         )
-
-
-# Doubles from attempt to attempt; drawn at random below that, so that many workers do not come back at once.
-_backoff = tenacity.wait_random_exponential(multiplier=_FIRST_WAIT_SECONDS, max=_LONGEST_WAIT_SECONDS)
-
-
-def _wait_seconds(state: tenacity.RetryCallState) -> float:
-    error = _exception_of(state)
-    pushback = error.retry_after_seconds if isinstance(error, OverloadedError) else _FIRST_WAIT_SECONDS / 2
-    return pushback + _backoff(state)
-
-
-def _may_succeed_later(error: BaseException) -> bool:
-    if isinstance(error, OverloadedError):
-        return math.isfinite(error.retry_after_seconds)
-    return isinstance(error, TeacherUnavailableError)
-
-
-def _exception_of(state: tenacity.RetryCallState) -> BaseException | None:
-    return None if state.outcome is None else state.outcome.exception()
-
-
-def _check_address(address: str) -> None:
-    scheme, colon, rest = address.partition(":")
-    if "://" in address and scheme not in _SCHEMES:
-        raise ConfigurationError(f"address must be host:port, without {scheme}://; got {address!r}")
-    if not colon or not rest:
-        raise ConfigurationError(f"address must be host:port; got {address!r}")

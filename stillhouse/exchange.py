@@ -1,89 +1,25 @@
-"""A client's half of an exchange, without the waiting: cut a request, read what comes back, believe none of it.
+"""A client's half of an exchange, without the waiting: read what comes back, believe none of it.
 
-Both clients (sync and asyncio) do the same before and after a call; that stands here. Knows nothing of channels,
-deadlines or retries.
+Both clients (sync and asyncio) do the same after a call; that stands here, and in `cutting` what they do before it.
+Knows nothing of channels, deadlines or retries.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 
-from stillhouse.chunks import CHUNK_BYTES, Joiner
+from stillhouse.chunks import Joiner
 from stillhouse.codec import decode_payload, header_of
+from stillhouse.cutting import Part
 from stillhouse.encodings import Candidates
-from stillhouse.errors import (
-    FingerprintMismatchError,
-    RequestTooLongError,
-    StreamError,
-    TeacherInternalError,
-)
-from stillhouse.payload_header import Header, expected_headers
+from stillhouse.errors import FingerprintMismatchError, StreamError, TeacherInternalError
 from stillhouse.payloads import CandidateLogits, Payload
 from stillhouse.providers import Answer
-from stillhouse.request import LogitsRequest, TeacherDescription
+from stillhouse.request import LogitsRequest
 from stillhouse.teacher.v1 import teacher_service_pb2 as pb
-
-# A service holds the whole answer to a request while it streams it; this bounds what one request makes it hold.
-MAX_PART_BYTES = 512 * 2**20
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """A request that the teacher serves at once, and the headers of the payloads that answer it."""
-
-    request: LogitsRequest
-    headers: tuple[Header, ...]
-
-    @property
-    def most_bytes(self) -> int:
-        """The most bytes that its payloads can have together."""
-        return sum(header.size_bounds()[1] for header in self.headers)
-
-    @property
-    def fits_one_message(self) -> bool:
-        """Whether its answer is small enough to come in one message rather than as a stream."""
-        return self.most_bytes <= CHUNK_BYTES
-
-
-def cut(request: LogitsRequest, teacher: TeacherDescription, *, max_answer_bytes: int) -> list[Part]:
-    """Check a request against its teacher, and cut it between sequences into parts within the teacher's limits.
-
-    Raises:
-        TeacherError: what the teacher would answer to it, naming fields of the whole request.
-        RequestTooLongError: an answer of more than `max_answer_bytes`.
-    """
-    limits = teacher.limits
-    enough = replace(limits, max_sequences=len(request.sequences), max_request_tokens=max(request.num_tokens, 1))
-    request.check(replace(teacher, limits=enough))
-    headers = expected_headers(request, teacher)
-    total = sum(header.size_bounds()[1] for header in headers)
-    if total > max_answer_bytes:
-        raise RequestTooLongError(
-            f"sequences: their answer would have {total} bytes, over the client's max_answer_bytes of "
-            f"{max_answer_bytes}; ask about fewer positions, or for a sparser encoding"
-        )
-    bounds = _bounds(request, headers, teacher)
-    return [Part(replace(request, sequences=request.sequences[a:b]), tuple(headers[a:b])) for a, b in bounds]
-
-
-def _bounds(
-    request: LogitsRequest, headers: Sequence[Header], teacher: TeacherDescription
-) -> Iterator[tuple[int, int]]:
-    limits = teacher.limits
-    start = tokens = size = 0
-    for index, (sequence, header) in enumerate(zip(request.sequences, headers, strict=True)):
-        more_tokens, more_bytes = len(sequence.token_ids), header.size_bounds()[1]
-        full = index - start >= limits.max_sequences or tokens + more_tokens > limits.max_request_tokens
-        if index > start and (full or size + more_bytes > MAX_PART_BYTES):
-            yield start, index
-            start, tokens, size = index, 0, 0
-        tokens += more_tokens
-        size += more_bytes
-    if request.sequences:
-        yield start, len(request.sequences)
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,15 +146,3 @@ def _check_candidates(index: int, payload: Payload, request: LogitsRequest) -> N
     expected = request.encoding.token_ids or request.sequences[index].candidate_ids
     if not torch.equal(payload.token_ids, torch.tensor(expected, dtype=torch.int32)):
         raise TeacherInternalError(f"the payload of sequences[{index}] has other token_ids than were asked for")
-
-
-def join_answers(answers: Sequence[Answer], fingerprint: str) -> Answer:
-    """Return the answer to a whole request from those to its parts, asked one after the other."""
-    return Answer(
-        payloads=tuple(payload for answer in answers for payload in answer.payloads),
-        fingerprint=fingerprint,
-        cache_hits=sum(answer.cache_hits for answer in answers),
-        queue_seconds=max((answer.queue_seconds for answer in answers), default=0.0),
-        compute_seconds=sum(answer.compute_seconds for answer in answers),
-        encode_seconds=sum(answer.encode_seconds for answer in answers),
-    )

@@ -7,26 +7,19 @@ and knows nothing else of either.
 
 from __future__ import annotations
 
-import operator
 from abc import ABC, abstractmethod
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
 from torch import Tensor
 
-from stillhouse.encodings import Dense, Encoding, ValueType
-from stillhouse.errors import EncodingNotOfferedError, InvalidRequestError
+from stillhouse.encodings import Encoding, ValueType
+from stillhouse.errors import EncodingNotOfferedError
 from stillhouse.payloads import OutputHead, Payload
-from stillhouse.request import All, Last, LogitsRequest, Positions, Sequence, TeacherDescription
-
-TokenBatch = SequenceOf[SequenceOf[int]]
-"""A batch of token id sequences, of any lengths."""
-
-TokenRows = TokenBatch | SequenceOf[npt.NDArray[np.integer]] | SequenceOf[Tensor] | npt.NDArray[np.integer] | Tensor
-"""What a person may have at hand instead: arrays, or a tensor whose rows are the sequences."""
+from stillhouse.plain_requests import CandidateRows, PositionChoice, TokenBatch, TokenRows, plain_request
+from stillhouse.request import All, Last, LogitsRequest, TeacherDescription
+from stillhouse.scoring import plan_scoring
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,13 +66,17 @@ class TeacherLogitsProvider(ABC):
         input_ids: TokenRows,
         *,
         encoding: Encoding | None = None,
-        positions: Positions | None = None,
+        positions: PositionChoice | None = None,
         temperature: float = 1.0,
         vocabulary_size: int = 0,
+        candidate_ids: CandidateRows | None = None,
     ) -> tuple[Payload, ...]:
         """Ask about plain sequences of ids: one payload each, in order.
 
-        By default every logit (`Dense()`) at every position (`All()`) of each sequence.
+        By default every logit (`Dense()`) at every position (`All()`) of each sequence. `positions` are the same for
+        all, or one choice for each. With `candidate_ids`, `[P, K]` or `[P]` for each sequence, it is the logits at
+        these ids, none of them twice at a position; they stand rising in the payload's `token_ids`, whatever order
+        they were given in. `log_probs` keeps the order.
 
         Raises:
             InvalidRequestError: an argument that no teacher could serve.
@@ -91,38 +88,39 @@ class TeacherLogitsProvider(ABC):
             positions=positions,
             temperature=temperature,
             vocabulary_size=vocabulary_size,
+            candidate_ids=candidate_ids,
         )
         return self.answer(request).payloads
 
+    def log_probs(
+        self,
+        input_ids: TokenRows,
+        candidate_ids: CandidateRows | None = None,
+        *,
+        positions: PositionChoice | None = None,
+        temperature: float = 1.0,
+        vocabulary_size: int = 0,
+    ) -> list[Tensor]:
+        """Return the teacher's log-probabilities of named tokens, float32, one tensor for each sequence.
 
-def plain_request(
-    input_ids: TokenRows,
-    *,
-    encoding: Encoding | None = None,
-    positions: Positions | None = None,
-    temperature: float = 1.0,
-    vocabulary_size: int = 0,
-) -> LogitsRequest:
-    """Return the request about plain sequences of ids: lists, arrays, or the rows of a tensor.
+        Args:
+            input_ids: the sequences.
+            candidate_ids: `[P, K]` or `[P]` for each sequence: what might follow each position asked for, in any
+                order, and twice if need be. The result has the same shape and order. By default the tokens that do
+                follow: `[L - 1]` log-probabilities of a sequence of L ids, of all but its first.
+            positions: the same for all sequences, or one choice for each. By default all, or with no `candidate_ids`
+                all but the last, which nothing follows.
+            temperature: T of the softmax.
+            vocabulary_size: N: the softmax covers the ids below it; 0 is the teacher's whole vocabulary.
 
-    Raises:
-        InvalidRequestError: an argument that no teacher could serve.
-    """
-    chosen = All() if positions is None else positions
-    return LogitsRequest(
-        sequences=tuple(Sequence(_plain_ids(ids), positions=chosen) for ids in input_ids),
-        encoding=encoding or Dense(),
-        temperature=temperature,
-        vocabulary_size=vocabulary_size,
-    )
-
-
-def _plain_ids(ids: SequenceOf[int] | Tensor | npt.NDArray[np.integer]) -> tuple[int, ...]:
-    if isinstance(ids, Tensor | np.ndarray):
-        if ids.ndim != 1 or np.dtype(str(ids.dtype).removeprefix("torch.")).kind not in "iu":
-            raise InvalidRequestError(f"token_ids must be one row of integers; got {ids.dtype} {list(ids.shape)}")
-        return tuple(ids.tolist())
-    return tuple(map(operator.index, ids))
+        Raises:
+            InvalidRequestError: an argument that no teacher could serve.
+            TeacherError: one of its kinds, when there is no answer.
+        """
+        scoring = plan_scoring(
+            input_ids, candidate_ids, positions=positions, temperature=temperature, vocabulary_size=vocabulary_size
+        )
+        return scoring.read(self.answer(scoring.request).payloads)
 
 
 class StudentLogitsProvider(ABC):

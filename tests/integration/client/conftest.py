@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import grpc
 import pytest
 
 from stillhouse.client import AsyncTeacherClient, TeacherClient
 from stillhouse.providers import Answer
 from stillhouse.request import LogitsRequest
-from stillhouse.teacher.v1 import teacher_service_pb2_grpc as rpc
 from tests.integration.client.table_teacher import (
     Ask,
     TableServicer,
+    serving,
 )
 
 
@@ -27,13 +25,8 @@ def servicer() -> TableServicer:
 
 @pytest.fixture
 def address(servicer: TableServicer) -> Iterator[str]:
-    with ThreadPoolExecutor(4) as pool:
-        server = grpc.server(pool)
-        rpc.add_TeacherServiceServicer_to_server(servicer, server)
-        port = server.add_insecure_port("127.0.0.1:0")
-        server.start()
-        yield f"127.0.0.1:{port}"
-        server.stop(None).wait()
+    with serving(servicer) as address:
+        yield address
 
 
 @pytest.fixture(params=["sync", "asyncio"])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -114,6 +116,18 @@ class TableServicer(rpc.TeacherServiceServicer):
                 self.break_off_after = None
                 fail(TeacherUnavailableError("draining"))(context)
             yield part
+
+
+@contextmanager
+def serving(servicer: TableServicer, *options: tuple[str, int]) -> Iterator[str]:
+    """Serve it on a free port of loopback; yields the address."""
+    with ThreadPoolExecutor(4) as pool:
+        server = grpc.server(pool, options=[("grpc.so_reuseport", 0), *options])
+        rpc.add_TeacherServiceServicer_to_server(servicer, server)
+        port = server.add_insecure_port("127.0.0.1:0")
+        server.start()
+        yield f"127.0.0.1:{port}"
+        server.stop(None).wait()
 
 
 def fail(error: TeacherError) -> Fault:

@@ -25,9 +25,9 @@ from tests.integration.client.table_teacher import (
     SMALL,
     Ask,
     TableServicer,
-    about,
     end,
     fail,
+    serving,
 )
 
 
@@ -124,8 +124,11 @@ def test_a_stream_that_breaks_off_is_asked_anew(ask: Ask, servicer: TableService
     assert servicer.calls == ["GetTeacher", "StreamLogits", "StreamLogits"]
 
 
-def test_a_message_over_the_channels_limit_is_too_long(address: str) -> None:
-    with TeacherClient(address, max_message_bytes=3000) as client:
+def test_a_message_over_the_channels_limit_is_too_long() -> None:
+    with (
+        serving(TableServicer(), ("grpc.max_receive_message_length", 3000)) as address,
+        TeacherClient(address) as client,
+    ):
         assert client.answer(SMALL).payloads
         with pytest.raises(RequestTooLongError, match="larger than max"):
-            client.answer(about(tuple(range(50))))
+            client.answer(LARGE)

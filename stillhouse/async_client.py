@@ -1,0 +1,194 @@
+"""AsyncTeacherClient: what `client.TeacherClient` does, for asyncio."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+from types import TracebackType
+from typing import Self, TypeVar
+
+import grpc
+import grpc.aio
+import tenacity
+from torch import Tensor
+
+from stillhouse.client_base import ClientBase
+from stillhouse.cutting import Part, join_answers
+from stillhouse.encodings import Encoding, ValueType
+from stillhouse.errors import ConfigurationError, TeacherTimeoutError
+from stillhouse.exchange import RawAnswer, StreamReader, decode_answer, read_message
+from stillhouse.messages import request_to_proto
+from stillhouse.payloads import OutputHead, Payload
+from stillhouse.plain_requests import CandidateRows, PositionChoice, TokenRows, plain_request
+from stillhouse.providers import Answer
+from stillhouse.request import LogitsRequest, TeacherDescription
+from stillhouse.retries import LEAST_TIMEOUT_SECONDS
+from stillhouse.scoring import plan_scoring
+from stillhouse.status import error_of
+from stillhouse.teacher.v1 import teacher_service_pb2 as pb
+from stillhouse.teacher.v1 import teacher_service_pb2_grpc as rpc
+
+_R = TypeVar("_R")
+
+
+class AsyncTeacherClient(ClientBase):
+    """The same as `TeacherClient`, for asyncio: use it in `async with`, or `close` it, in one event loop."""
+
+    def _open(self) -> None:
+        self._channel: grpc.aio.Channel | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._describing = asyncio.Lock()
+        self._fetching_head = asyncio.Lock()
+
+    async def describe(self, *, include_tokens: bool = False) -> TeacherDescription:
+        """Return what is served; asked once, and with `include_tokens` once more."""
+        async with self._held(self._describing):
+            known = self._descriptions.get(include_tokens)
+            if known is not None:
+                return known
+            attempt = partial(self._describe, pb.GetTeacherRequest(include_tokens=include_tokens))
+            return self._remember(await self._call(attempt), include_tokens=include_tokens)
+
+    async def answer(self, request: LogitsRequest) -> Answer:
+        """Answer a request; one over the teacher's limits on sequences, tokens or bytes is asked in parts."""
+        teacher = await self.describe()
+        parts = self._parts(request, teacher)
+        return join_answers(parts, [await self._answer_part(part) for part in parts], teacher.fingerprint)
+
+    async def output_head(self, value_type: ValueType | None = None) -> OutputHead:
+        """Return what rebuilds the logits from a `Hidden` answer, as `TeacherClient.output_head` does."""
+        async with self._held(self._fetching_head):
+            if value_type not in self._heads:
+                self._heads[value_type] = await self._call(partial(self._fetch_head, await self.describe(), value_type))
+            return self._heads[value_type]
+
+    async def logits(
+        self,
+        input_ids: TokenRows,
+        *,
+        encoding: Encoding | None = None,
+        positions: PositionChoice | None = None,
+        temperature: float = 1.0,
+        vocabulary_size: int = 0,
+        candidate_ids: CandidateRows | None = None,
+    ) -> tuple[Payload, ...]:
+        """Ask about plain sequences of ids, as `TeacherLogitsProvider.logits` does."""
+        request = plain_request(
+            input_ids,
+            encoding=encoding,
+            positions=positions,
+            temperature=temperature,
+            vocabulary_size=vocabulary_size,
+            candidate_ids=candidate_ids,
+        )
+        return (await self.answer(request)).payloads
+
+    async def log_probs(
+        self,
+        input_ids: TokenRows,
+        candidate_ids: CandidateRows | None = None,
+        *,
+        positions: PositionChoice | None = None,
+        temperature: float = 1.0,
+        vocabulary_size: int = 0,
+    ) -> list[Tensor]:
+        """Return the teacher's log-probabilities of named tokens, as `TeacherLogitsProvider.log_probs` does."""
+        scoring = plan_scoring(
+            input_ids, candidate_ids, positions=positions, temperature=temperature, vocabulary_size=vocabulary_size
+        )
+        return scoring.read((await self.answer(scoring.request)).payloads)
+
+    async def close(self) -> None:
+        """Close the channel; calls still under way end with an error."""
+        self._is_closed = True
+        if self._channel is not None:
+            await self._channel.close(None)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    def _stub(self) -> rpc.TeacherServiceAsyncStub:
+        # Opened by the first call: a channel belongs to the event loop in which it is made.
+        loop = asyncio.get_running_loop()
+        if self._channel is None:
+            self._loop = loop
+            if self._credentials is None:
+                self._channel = grpc.aio.insecure_channel(self.address, self._channel_options)
+            else:
+                self._channel = grpc.aio.secure_channel(self.address, self._credentials, self._channel_options)
+        elif self._loop is not loop:
+            raise ConfigurationError(f"{self!r} belongs to the event loop that it was first used in; open another")
+        return rpc.TeacherServiceStub(self._channel)
+
+    async def _describe(self, request: pb.GetTeacherRequest, seconds_left: float) -> pb.GetTeacherResponse:
+        return await self._stub().GetTeacher(request, timeout=seconds_left, metadata=self._metadata)
+
+    async def _answer_part(self, part: Part) -> Answer:
+        message = request_to_proto(part.request)
+        ask = self._ask if part.fits_one_message else partial(self._stream, part)
+
+        async def attempt(seconds_left: float) -> Answer:
+            return decode_answer(part, await ask(message, seconds_left))
+
+        return await self._call(attempt)
+
+    async def _ask(self, message: pb.LogitsRequest, seconds_left: float) -> RawAnswer:
+        request = pb.ComputeLogitsRequest(request=message)
+        return read_message(await self._stub().ComputeLogits(request, timeout=seconds_left, metadata=self._metadata))
+
+    async def _stream(self, part: Part, message: pb.LogitsRequest, seconds_left: float) -> RawAnswer:
+        reader = StreamReader(part)
+        call = self._stub().StreamLogits(
+            pb.StreamLogitsRequest(request=message), timeout=seconds_left, metadata=self._metadata
+        )
+        try:
+            async for response in call:
+                reader.take(response)
+        finally:
+            call.cancel()
+        return reader.finish()
+
+    async def _fetch_head(
+        self, teacher: TeacherDescription, value_type: ValueType | None, seconds_left: float
+    ) -> OutputHead:
+        reader = self._head_reader(teacher, value_type)
+        call = self._stub().GetOutputHead(reader.request, timeout=seconds_left, metadata=self._metadata)
+        try:
+            async for response in call:
+                reader.take(response)
+        finally:
+            call.cancel()
+        return reader.finish()
+
+    @asynccontextmanager
+    async def _held(self, lock: asyncio.Lock) -> AsyncIterator[None]:
+        try:
+            async with asyncio.timeout(self._timeout_seconds):
+                await lock.acquire()
+        except TimeoutError:
+            raise TeacherTimeoutError(self._still_asked()) from None
+        try:
+            yield
+        finally:
+            lock.release()
+
+    async def _call(self, attempt: Callable[[float], Awaitable[_R]]) -> _R:
+        """Return what `attempt` returns; it is given the seconds that are left to it."""
+        deadline = time.monotonic() + self._timeout_seconds
+
+        async def once() -> _R:
+            self._check_usable()
+            try:
+                return await attempt(max(deadline - time.monotonic(), LEAST_TIMEOUT_SECONDS))
+            except grpc.aio.AioRpcError as error:
+                raise error_of(error, self.address) from error
+
+        return await tenacity.AsyncRetrying(**self._new_retries().options())(once)
