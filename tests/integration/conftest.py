@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
@@ -13,6 +13,7 @@ import pytest
 from teacher_service.backends import TeacherBackend, open_backend
 from teacher_service.service import TeacherService
 from teacher_service.settings import TeacherSettings
+from tests.integration.cache.valkey_process import ValkeyProcess
 
 ServeTeacher = Callable[..., AbstractAsyncContextManager[TeacherService]]
 
@@ -49,3 +50,11 @@ def serve_teacher(monkeypatch: pytest.MonkeyPatch) -> ServeTeacher:
         if name.upper().startswith("TEACHER_"):
             monkeypatch.delenv(name)
     return _serve
+
+
+@pytest.fixture
+def own_valkey() -> Iterator[ValkeyProcess]:
+    """A Valkey that the test may do to what it likes."""
+    process = ValkeyProcess()
+    yield process
+    process.close()
