@@ -2,13 +2,30 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.torture.reference import Reference, save_tiny_model
 from tests.torture.service_process import RedisProcess, redis_process
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """The reference leaves a core to the service."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True)
+def _quiet_retries() -> None:
+    """Clients that are told to come again say so, thousands of times here."""
+    logging.getLogger("stillhouse.client").setLevel(logging.ERROR)
 
 
 @pytest.fixture(scope="session")
