@@ -23,6 +23,9 @@ from stillhouse.request import Sequence
 from teacher_service.batch_choice import LOOK_AHEAD, PaddedTokens, choose_batch, rectangle
 from teacher_service.metrics import Metrics
 
+# From batch to batch: a crowd that has gone is forgotten after a dozen.
+_CROWD_DECAY = 0.8
+
 logger = structlog.get_logger(__name__)
 
 
@@ -98,6 +101,7 @@ class Batcher:
         self._max_queue_delay_seconds = max_queue_delay_seconds
         self._measure = measure
         self._waiting: list[Job] = []
+        self._crowd = 0.0  # about how many sequences were lately there at once
         self._wake = asyncio.Event()
         self._closed = False
 
@@ -135,7 +139,12 @@ class Batcher:
         self._waiting.clear()
 
     async def _next_batch(self) -> list[Job]:
-        """Wait for jobs, and at most so long for more of them while the batch is not full."""
+        """Wait for jobs, and at most so long for more of them while the batch is not full.
+
+        Only for as many as were lately there at once: those whom the model has just answered are about to ask again,
+        and callers that once took turns would take turns for good, while a lone one has nobody to wait for.
+        """
+        idle_since = time.monotonic()
         while True:
             self._wake.clear()
             # Whoever asked may have left: their work never reaches the model.
@@ -144,8 +153,9 @@ class Batcher:
             chosen, is_full = choose_batch(lengths, self._budget(), self._padded_tokens)
             patience = None
             if chosen:
-                patience = self._waiting[0].enqueued_at + self._max_queue_delay_seconds - time.monotonic()
-                if is_full or patience <= 0:
+                since = max(self._waiting[0].enqueued_at, idle_since)
+                patience = since + self._max_queue_delay_seconds - time.monotonic()
+                if is_full or patience <= 0 or len(self._waiting) >= self._crowd:
                     batch, taken = [self._waiting[index] for index in chosen], set(chosen)
                     self._waiting = [job for index, job in enumerate(self._waiting) if index not in taken]
                     return batch
@@ -163,6 +173,7 @@ class Batcher:
             logger.exception("batch_failed", sequences=len(batch))
             fault = TeacherInternalError("the teacher failed to compute this batch; its log says more")
             outcomes = [(job, fault) for job in batch]
+        self._crowd = max(len(batch) + len(self._waiting), _CROWD_DECAY * self._crowd)
         self._measure(sum(job.num_tokens for job, _ in outcomes), time.monotonic() - started)
         return outcomes
 

@@ -154,8 +154,9 @@ class TeacherSettings(BaseSettings):
     max_batch_tokens: Count = 4096
     """Tokens, padding included, that go through the model at once; a longer sequence is a batch by itself.
     Example: 4096."""
-    max_queue_delay_seconds: float = Field(default=0.002, ge=0)
-    """How long a batch that is not full waits for company while the model is idle, in seconds. Example: 0.002."""
+    max_queue_delay_seconds: float = Field(default=0.005, ge=0)
+    """How long a batch that is not full waits for company while the model is idle, in seconds; only while fewer wait
+    than lately were there at once. Example: 0.005."""
     max_concurrent_requests: Count = 1024
     """Most requests in flight of all callers together, from their arrival until their answers have been sent; more are
     refused with a pause to retry after. Example: 1024."""

@@ -128,9 +128,18 @@ async def test_closing_ends_those_who_wait_and_refuses_who_comes() -> None:
         batcher.submit([job(1)])
 
 
+async def warm_up(batcher: Batcher, model: Model, crowd: int) -> None:
+    """Let the batcher see so many at once."""
+    jobs = [job(1) for _ in range(crowd)]
+    batcher.submit(jobs)
+    await asyncio.gather(*(one.result for one in jobs))
+    model.batches.clear()
+
+
 async def test_a_batch_that_is_not_full_waits_for_company_no_longer_than_allowed() -> None:
     model = Model()
     async with Running(model, delay_seconds=0.2) as batcher:
+        await warm_up(batcher, model, 3)
         started = time.monotonic()
         first, second = job(10), job(10)
         batcher.submit([first])
@@ -141,17 +150,47 @@ async def test_a_batch_that_is_not_full_waits_for_company_no_longer_than_allowed
     assert model.batches == [[10, 10]]
 
 
-async def test_a_full_batch_does_not_wait() -> None:
+@pytest.mark.parametrize("length", [50, 10], ids=["a full batch", "a batch of all who were there lately"])
+async def test_what_has_no_company_to_expect_does_not_wait(length: int) -> None:
     model = Model()
     async with Running(model, delay_seconds=1e6) as batcher:
-        first, second = job(50), job(50)
+        await warm_up(batcher, model, 3 if length == 50 else 2)
+        first, second = job(length), job(length)
         batcher.submit([first])
         await asyncio.sleep(0.01)
         assert model.batches == []
         batcher.submit([second])
         async with asyncio.timeout(10):
             await asyncio.gather(first.result, second.result)
-    assert model.batches == [[50, 50]]
+    assert model.batches == [[length, length]]
+
+
+async def test_a_lone_caller_does_not_wait() -> None:
+    async with Running(Model(), delay_seconds=1e6) as batcher, asyncio.timeout(10):
+        for _ in range(3):
+            one = job(1)
+            batcher.submit([one])
+            await one.result
+
+
+async def test_callers_that_took_turns_come_together() -> None:
+    model = Model()
+    async with Running(model, delay_seconds=0.5) as batcher:
+
+        async def caller() -> None:
+            for _ in range(4):
+                one = job(1)
+                batcher.submit([one])
+                await one.result
+
+        async with asyncio.TaskGroup() as callers:
+            model.gate.clear()
+            callers.create_task(caller())
+            await asyncio.to_thread(model.started.wait, 10)
+            callers.create_task(caller())
+            await asyncio.sleep(0.01)
+            model.gate.set()
+    assert [len(batch) for batch in model.batches] == [1, 2, 2, 2, 1]
 
 
 async def test_a_budget_that_shrinks_holds_for_the_next_batch() -> None:
