@@ -136,7 +136,15 @@ class _Loss(torch.autograd.Function):
         ctx: Any, logits: Tensor, parts: list[Part], options: Options, num_valid: int, num_labelled: int, wanted: bool
     ) -> Tensor:
         gradient = torch.empty_like(logits, memory_format=torch.contiguous_format) if wanted else None
-        terms = compute(parts, [gradient] * len(parts), options, num_valid=num_valid, num_labelled=num_labelled)
+        ctx.scale = _kept_scale(logits.dtype, options, num_valid, num_labelled)
+        terms = compute(
+            parts,
+            [gradient] * len(parts),
+            options,
+            num_valid=num_valid,
+            num_labelled=num_labelled,
+            gradient_scale=ctx.scale,
+        )
         if gradient is not None:
             clear_uncounted(gradient, torch.cat([part.rows for part in parts]), parts[0].width)
             ctx.save_for_backward(gradient)
@@ -147,7 +155,20 @@ class _Loss(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, None, None, None, None]:
         (gradient,) = ctx.saved_tensors
-        return gradient * grad_output.to(gradient.dtype), None, None, None, None, None
+        return gradient * (grad_output / ctx.scale).to(gradient.dtype), None, None, None, None, None
+
+
+def _kept_scale(dtype: torch.dtype, options: Options, num_valid: int, num_labelled: int) -> float:
+    """Return how many times as large a gradient is kept until `backward`, a power of two.
+
+    float16 holds nothing between 0 and 6e-8, where the values of one that is averaged over many rows are; what would
+    save them, a GradScaler's factor, comes with `grad_output`. So the average is taken after it, up to 2^14, the
+    inverse of which float16 still holds exactly.
+    """
+    if dtype != torch.float16:
+        return 1.0
+    rows = min(num_valid, num_labelled or num_valid) / max(1.0, options.temperature)
+    return 2.0 ** min(14, int(max(1.0, rows)).bit_length() - 1)
 
 
 def _gradient_like(logits: Tensor, out: Tensor | None) -> Tensor:
@@ -163,6 +184,6 @@ def _gradient_like(logits: Tensor, out: Tensor | None) -> Tensor:
             f"out must be a float tensor of shape {tuple(logits.shape)} on {logits.device} that needs no gradient; "
             f"got {out.dtype} of shape {tuple(out.shape)} on {out.device}"
         )
-    if out.untyped_storage().data_ptr() == logits.untyped_storage().data_ptr():
+    if out.numel() and out.untyped_storage().data_ptr() == logits.untyped_storage().data_ptr():
         raise ValueError("out must not share memory with student_logits: rows are read again after they are written")
     return out

@@ -81,7 +81,7 @@ def causal_lm_kd_loss(
     if kl_positions not in ("labelled", "attended"):
         raise ValueError(f"kl_positions must be labelled or attended; got {kl_positions!r}")
     attended = _attended(student_logits, labels, attention_mask)
-    targets = torch.nn.functional.pad(labels.detach().cpu().to(torch.int64), (0, 1), value=NO_LABEL)[:, 1:]
+    targets = torch.nn.functional.pad(checks.integers("labels", labels), (0, 1), value=NO_LABEL)[:, 1:]
     taught = attended & (targets != NO_LABEL) if kl_positions == "labelled" else attended
     num_labelled = checks.check_denominator(
         "num_items_in_batch", _whole(num_items_in_batch), int((targets != NO_LABEL).sum())
@@ -89,8 +89,7 @@ def causal_lm_kd_loss(
     num_valid = _num_valid(kl_positions, _whole(num_items_in_batch), _whole(num_valid_in_batch), int(taught.sum()))
 
     if isinstance(teacher, TeacherLogitsProvider):
-        width = vocabulary_size or teacher.describe().vocabulary_size
-        checks.check_label_range(targets.reshape(-1), width)
+        _check_targets(targets, vocabulary_size or teacher.describe().vocabulary_size)
         options = with_head(options, teacher, encoding)
         answers = _ask(teacher, input_ids, attended, taught, encoding or Dense(), options)
     else:
@@ -171,7 +170,7 @@ def _parts(flat: Tensor, answers: list[Answer], targets: Tensor, taught: Tensor,
         if answer is not None
     ]
     width = widths[0] if widths else options.vocabulary_size or flat.shape[1]
-    checks.check_label_range(labels, width)
+    _check_targets(targets, width)
     parts = [
         Part(flat, answer[0], labels, taught[index].nonzero()[:, 0] + index * length, answer[1], width)
         for index, answer in enumerate(answers)
@@ -181,21 +180,38 @@ def _parts(flat: Tensor, answers: list[Answer], targets: Tensor, taught: Tensor,
     return [*parts, Part(flat, None, labels, untaught, untaught, width)]
 
 
+def _check_targets(targets: Tensor, width: int) -> None:
+    """Refuse a label that is no id below `width`, by its place among the unshifted labels."""
+    checks.check_label_range(torch.nn.functional.pad(targets[:, :-1], (1, 0), value=NO_LABEL), width)
+
+
 def _attended(student_logits: Tensor, labels: Tensor, attention_mask: Tensor | None) -> Tensor:
     """Return where the real tokens are, `[B, L]` bool on CPU."""
-    if student_logits.dim() != 3:
-        raise ValueError(f"student_logits must be [batch, length, vocabulary]; got shape {tuple(student_logits.shape)}")
+    if not isinstance(student_logits, Tensor) or student_logits.dim() != 3:
+        raise ValueError(f"student_logits must be [batch, length, vocabulary]; got {_shape(student_logits)}")
     shape = student_logits.shape[:2]
     for name, tensor in (("labels", labels), ("attention_mask", attention_mask)):
-        if tensor is not None and tensor.shape != shape:
-            raise ValueError(f"{name} must have the logits' shape {tuple(shape)}; got {tuple(tensor.shape)}")
+        if tensor is not None and _shape(tensor) != shape:
+            raise ValueError(f"{name} must have the logits' shape {tuple(shape)}; got {_shape(tensor)}")
     if attention_mask is None:
         return torch.ones(shape, dtype=torch.bool)
-    return attention_mask.detach().cpu() != 0
+    attended = attention_mask.detach().cpu() != 0
+    edges = torch.nn.functional.pad(attended.int(), (1, 1)).diff(dim=1).abs().sum(dim=1)
+    if bool((edges > 2).any()):
+        row = int((edges > 2).nonzero()[0])
+        raise ValueError(
+            f"attention_mask must have its real tokens in one run for each row; those of row {row} are in "
+            f"{int(edges[row]) // 2}: leave out padding on either side alone"
+        )
+    return attended
+
+
+def _shape(value: object) -> tuple[int, ...] | str:
+    return tuple(value.shape) if isinstance(value, Tensor) else f"a {type(value).__name__}"
 
 
 def _whole(count: Tensor | int | None) -> int | None:
-    return int(count.item()) if isinstance(count, Tensor) else count
+    return int(count.item()) if isinstance(count, Tensor) and count.numel() == 1 else count
 
 
 def _num_valid(kl_positions: KlPositions, items: int | None, given: int | None, own: int) -> int:

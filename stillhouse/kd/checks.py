@@ -31,8 +31,11 @@ def check_temperature(temperature: float) -> float:
 
 def check_vocabulary_size(vocabulary_size: int | None) -> None:
     """Raise ValueError unless it is None or a number of ids."""
-    if vocabulary_size is not None and (isinstance(vocabulary_size, bool) or not vocabulary_size >= 1):
-        raise InvalidRequestError(f"vocabulary_size must be at least 1, or None for all; got {vocabulary_size!r}")
+    is_whole = isinstance(vocabulary_size, int) and not isinstance(vocabulary_size, bool)
+    if vocabulary_size is not None and not (is_whole and vocabulary_size >= 1):
+        raise InvalidRequestError(
+            f"vocabulary_size must be at least 1 and an integer, or None for all; got {vocabulary_size!r}"
+        )
 
 
 def check_alpha(alpha: float) -> float:
@@ -45,11 +48,11 @@ def check_alpha(alpha: float) -> float:
 
 
 def same_temperature(payload: float, asked: float) -> None:
-    """Refuse a sparse answer made at another temperature: its tail cannot be tempered again."""
+    """Refuse a sparse answer made at another temperature: its tail cannot be tempered again, nor its draws."""
     if not math.isclose(payload, asked, rel_tol=TEMPERATURE_TOLERANCE):
         raise InvalidRequestError(
-            f"temperature is {asked}, but the top-k answer was made at {payload}: its tail is known at that "
-            f"temperature alone; ask the teacher with temperature={asked}"
+            f"temperature is {asked}, but the teacher's answer was made at {payload}, and what it leaves out is known "
+            f"at that temperature alone; ask the teacher with temperature={asked}"
         )
 
 
@@ -61,12 +64,21 @@ def check_labels(labels: Labels, rows: int) -> Tensor:
     """
     if labels is None:
         return torch.full((rows,), NO_LABEL)
-    tensor = torch.as_tensor(labels).detach().cpu()
-    if tensor.numel() and (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool):
-        raise ValueError(f"labels must be integers; got {tensor.dtype}")
+    tensor = integers("labels", torch.as_tensor(labels))
     if tensor.shape != (rows,):
         raise ValueError(f"labels must have one entry for each of the {rows} rows; got shape {tuple(tensor.shape)}")
-    return tensor.to(torch.int64)
+    return tensor
+
+
+def integers(name: str, tensor: Tensor) -> Tensor:
+    """Return a tensor of integers, or one without any elements, as int64 on CPU.
+
+    Raises:
+        ValueError: floats or bools, which a cast would make into other labels.
+    """
+    if tensor.numel() and (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool):
+        raise ValueError(f"{name} must be integers; got {tensor.dtype}")
+    return tensor.detach().cpu().to(torch.int64)
 
 
 def check_mask(mask: Mask, rows: int) -> Tensor:
@@ -86,14 +98,13 @@ def check_mask(mask: Mask, rows: int) -> Tensor:
     return tensor
 
 
-def check_label_range(labels: Tensor, width: int) -> None:
-    """Refuse a label that is neither `NO_LABEL` nor an id below `width`."""
+def check_label_range(labels: Tensor, width: int, name: str = "labels") -> None:
+    """Refuse a label, of any shape of them, that is neither `NO_LABEL` nor an id below `width`."""
     wrong = (labels != NO_LABEL) & ((labels < 0) | (labels >= width))
     if bool(wrong.any()):
-        row = int(wrong.nonzero()[0])
-        raise ValueError(
-            f"labels[{row}] must be {NO_LABEL} (no label) or an id from 0 to {width - 1}; got {int(labels[row])}"
-        )
+        place = wrong.nonzero()[0].tolist()
+        got = int(labels[tuple(place)])
+        raise ValueError(f"{name}{place} must be {NO_LABEL} (no label) or an id from 0 to {width - 1}; got {got}")
 
 
 def check_denominator(name: str, given: int | None, own: int) -> int:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from stillhouse.errors import InvalidRequestError
 from stillhouse.kd import checks
 from stillhouse.kd.rows import NO_LABEL, RowKernel, RowTerms, RowWeights
 from stillhouse.kd.teacher import TopKTail, num_rows, shared_width, take_rows, teacher_source
@@ -48,6 +49,13 @@ class Options:
         object.__setattr__(self, "temperature", checks.check_temperature(self.temperature))
         object.__setattr__(self, "alpha", checks.check_alpha(self.alpha))
         checks.check_vocabulary_size(self.vocabulary_size)
+        if self.top_k_tail not in ("bucket", "renormalise"):
+            raise InvalidRequestError(f"top_k_tail must be bucket or renormalise; got {self.top_k_tail!r}")
+        if not isinstance(self.output_head, OutputHead | None):
+            raise InvalidRequestError(
+                f"output_head must be an OutputHead, as the teacher's output_head() gives it; "
+                f"got {type(self.output_head).__name__}"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +98,8 @@ def make_part(
         VocabularyMismatchError: two widths, and no `vocabulary_size` that both have.
     """
     check_logits("student_logits", student)
-    if isinstance(teacher, Tensor):
-        check_logits("teacher", teacher)
+    if not isinstance(teacher, Payload):
+        check_logits("teacher, where it is no payload,", teacher)
     rows = student.shape[0]
     if num_rows(teacher) != rows:
         raise ValueError(
@@ -114,6 +122,7 @@ def check_logits(name: str, logits: Tensor) -> None:
         raise ValueError(f"{name} must be a float tensor [rows, vocabulary]; got {found}")
 
 
+@torch.no_grad()  # a teacher, or its head, may want a gradient of its own: none comes from here
 def compute(
     parts: SequenceOf[Part],
     gradients: SequenceOf[Tensor | None],

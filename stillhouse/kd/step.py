@@ -14,7 +14,7 @@ from torch import Tensor
 
 from stillhouse.encodings import Dense, Encoding, Hidden
 from stillhouse.kd import checks
-from stillhouse.kd.loss import Options, make_part, unaveraged
+from stillhouse.kd.loss import Options, check_logits, make_part, unaveraged
 from stillhouse.kd.rows import NO_LABEL
 from stillhouse.kd.teacher import TopKTail, num_rows
 from stillhouse.payloads import OutputHead, Payload, concatenate
@@ -63,13 +63,14 @@ def kd_step(
     """
     options = Options(temperature, alpha, vocabulary_size, output_head, top_k_tail)
     targets = checks.check_labels(labels, len(input_ids))
-    if not input_ids:
+    if len(input_ids) == 0:  # a tensor of ids has no truth of its own
         return 0.0, []
     checks.check_label_range(targets, vocabulary_size or teacher.describe().vocabulary_size)
     options = with_head(options, teacher, encoding)
     payloads = _ask(teacher, input_ids, Last(), encoding, options)
     student = compute_student_logits(input_ids)
-    if student.shape[:1] != (len(input_ids),):
+    check_logits("the student's logits", student)
+    if len(student) != len(input_ids):
         raise ValueError(f"the student must answer one row per sequence, {len(input_ids)}; got {len(student)}")
     part = make_part(student, concatenate(payloads), targets, None, options)
     gradient = torch.empty_like(student, requires_grad=False, memory_format=torch.contiguous_format)
@@ -111,15 +112,17 @@ def kd_step_per_position(
     counts = [
         checks.check_mask(row, len(ids)) for row, ids in zip(masks or [None] * len(input_ids), input_ids, strict=True)
     ]
-    if not input_ids:
+    if len(input_ids) == 0:  # a tensor of ids has no truth of its own
         return 0.0, []
     width = vocabulary_size or teacher.describe().vocabulary_size
-    for row, count in zip(targets, counts, strict=True):
-        checks.check_label_range(row.masked_fill(~count, NO_LABEL), width)
+    for index, (row, count) in enumerate(zip(targets, counts, strict=True)):
+        checks.check_label_range(row.masked_fill(~count, NO_LABEL), width, f"labels[{index}]")
     options = with_head(options, teacher, encoding)
     payloads = _ask(teacher, input_ids, All(), encoding, options)
     students = list(compute_student_logits(input_ids))
     _check_count("the student's logits", students, input_ids)
+    for index, student in enumerate(students):
+        check_logits(f"the student's logits[{index}]", student)
     for index, (ids, payload, student) in enumerate(zip(input_ids, payloads, students, strict=True)):
         for who, rows in (("teacher", num_rows(payload)), ("student", len(student))):
             if rows != len(ids):

@@ -169,8 +169,6 @@ class _HeadSource:
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
-        if tail not in ("bucket", "renormalise"):
-            raise InvalidRequestError(f"top_k_tail must be bucket or renormalise; got {tail!r}")
         ids = payload.token_ids.expand(payload.num_positions, -1)  # candidates may be the same ids for every row
         _check_ids(ids, payload.vocabulary_size)
         self._ids = take_rows(ids, rows).to(device=device, dtype=torch.int64)
@@ -181,7 +179,8 @@ class _HeadSource:
         # The head is rounded to the payload's dtype, its tail's mass is not: the head takes what the tail leaves.
         self._log_tail = self._log_tail.clamp_max(0.0)
         head_mass = torch.log(-torch.expm1(self._log_tail))
-        self._log_probs = torch.log_softmax(scaled, -1) + head_mass
+        # Ids that the teacher all rules out have no softmax; their mass is 0 like that of any head beside a tail of 1.
+        self._log_probs = (torch.log_softmax(scaled, -1) + head_mass).masked_fill(head_mass == -torch.inf, -torch.inf)
 
     def chunk(self, start: int, stop: int) -> TopKRows:
         return TopKRows(self._ids[start:stop], self._log_probs[start:stop], self._log_tail[start:stop])

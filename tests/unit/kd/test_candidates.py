@@ -68,3 +68,15 @@ def test_log_probabilities_are_those_of_the_whole_vocabulary() -> None:
     torch.testing.assert_close(payload.log_probs.double(), wanted, atol=1e-5, rtol=0)
     tempered = torch.log_softmax(teacher.double() / 2, -1).gather(1, payload.token_ids.long())
     torch.testing.assert_close(payload.tempered_log_probs.double(), tempered, atol=1e-5, rtol=0)
+
+
+def test_named_ids_that_the_teacher_all_rules_out_leave_everything_to_the_bucket() -> None:
+    teacher, student = logits(1), logits(2).double()
+    teacher[0, [2, 3]] = -torch.inf
+    payload = candidates(teacher, [2, 3], 1.0)
+    result = kd_loss_and_gradient(student, payload, temperature=1.0, alpha=0.0)
+    wanted, gradient = naive_loss_and_gradient(
+        student, teacher, torch.full((ROWS,), -100), temperature=1.0, alpha=0.0, head_ids=torch.tensor([[2, 3]] * ROWS)
+    )
+    assert result.loss == pytest.approx(wanted, rel=1e-5)
+    torch.testing.assert_close(result.gradient, gradient, atol=1e-6, rtol=1e-5)

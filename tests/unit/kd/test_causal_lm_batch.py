@@ -201,7 +201,7 @@ def test_what_does_not_fit_is_refused(teacher_payloads: list[Payload]) -> None:
         kd(logits[:, 1:], teacher_payloads, batch)
     with pytest.raises(ValueError, match="kl_positions must be labelled or attended"):
         kd(logits, teacher_payloads, batch, kl_positions="all")
-    with pytest.raises(ValueError, match=r"labels\[4\] must be -100"):
+    with pytest.raises(ValueError, match=r"labels\[0, 5\] must be -100"):
         kd(logits, teacher_payloads, {**batch, "labels": batch["labels"] + 17 * (batch["labels"] == 6)})
     with pytest.raises(InvalidRequestError, match="num_valid_in_batch is for"):
         kd(logits, teacher_payloads, batch, num_valid_in_batch=4)

@@ -212,6 +212,8 @@ def test_an_out_that_cannot_hold_the_gradient_is_refused() -> None:
         kd_loss_and_gradient(student, logits(), None, temperature=2.0, alpha=0.0, out=torch.empty(2, V))
     with pytest.raises(ValueError, match="out must not share memory with student_logits"):
         kd_loss_and_gradient(student, logits(), None, temperature=2.0, alpha=0.0, out=student)
+    nothing = torch.empty(0, V)  # shares no memory with anything
+    assert kd_loss_and_gradient(nothing, nothing, None, temperature=2.0, alpha=0.0, out=torch.empty(0, V)).loss == 0
 
 
 def test_the_logits_are_left_as_they_were() -> None:

@@ -96,7 +96,7 @@ def test_the_renormalised_form_drops_the_tail() -> None:
 
 
 def test_another_temperature_is_refused_and_both_are_named() -> None:
-    with pytest.raises(InvalidRequestError, match=r"temperature is 1\.0, but the top-k answer was made at 2\.0"):
+    with pytest.raises(InvalidRequestError, match=r"temperature is 1\.0, but the teacher's answer was made at 2\.0"):
         kl(random_logits(0), top_k(random_logits(1), 5), temperature=1.0)
     assert kl(random_logits(0), replace(top_k(random_logits(1), 5), temperature=2.0000001)) > 0
 
