@@ -23,7 +23,7 @@ _PING_TIMEOUT_SECONDS = 10
 _LOOKUP_SECONDS = 5
 
 
-def channel_options(max_message_bytes: int) -> list[tuple[str, Any]]:
+def default_options(max_message_bytes: int) -> list[tuple[str, Any]]:
     """Return gRPC's options; times in milliseconds there."""
     first_wait = int(FIRST_WAIT_SECONDS * 1000)
     return [

@@ -10,12 +10,13 @@ import math
 import os
 from abc import ABC, abstractmethod
 from collections import Counter
+from collections.abc import Sequence as SequenceOf
 from dataclasses import replace
 from typing import Any
 
 import grpc
 
-from stillhouse.channel import LEAST_MESSAGE_BYTES, channel_options, check_address, is_local
+from stillhouse.channel import LEAST_MESSAGE_BYTES, check_address, default_options, is_local
 from stillhouse.cutting import Part, cut
 from stillhouse.encodings import ValueType
 from stillhouse.errors import ConfigurationError
@@ -45,6 +46,7 @@ class ClientBase(ABC):
         max_head_bytes: int = 8 * 2**30,
         max_message_bytes: int = 64 * 2**20,
         credentials: grpc.ChannelCredentials | None = None,
+        channel_options: SequenceOf[tuple[str, Any]] = (),
     ) -> None:
         """Name a teacher; nothing is sent yet.
 
@@ -60,6 +62,7 @@ class ClientBase(ABC):
             max_head_bytes: the largest output head that is fetched; it is held until the client goes.
             max_message_bytes: the largest message accepted or sent, at least 2 MiB; the service's limit may be lower.
             credentials: for a service behind TLS: see `credentials.channel_credentials`.
+            channel_options: gRPC's own options, which win over ours.
 
         Raises:
             ConfigurationError: an address that gRPC would misread, a bound that is not positive or too low, or a
@@ -88,7 +91,7 @@ class ClientBase(ABC):
         self._max_head_bytes = max_head_bytes
         self._max_message_bytes = max_message_bytes
         self._credentials = credentials
-        self._channel_options: list[tuple[str, Any]] = channel_options(max_message_bytes)
+        self._channel_options: list[tuple[str, Any]] = [*default_options(max_message_bytes), *channel_options]
         self._descriptions: dict[bool, TeacherDescription] = {}
         self._heads: dict[ValueType | None, OutputHead] = {}
         self._retries: Counter[str] = Counter()

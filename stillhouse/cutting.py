@@ -174,4 +174,5 @@ def join_answers(parts: SequenceOf[Part], answers: SequenceOf[Answer], fingerpri
         queue_seconds=max((answer.queue_seconds for answer in answers), default=0.0),
         compute_seconds=sum(answer.compute_seconds for answer in answers),
         encode_seconds=sum(answer.encode_seconds for answer in answers),
+        num_bytes=sum(answer.num_bytes for answer in answers),
     )

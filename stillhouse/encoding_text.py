@@ -46,7 +46,7 @@ def parse_encoding(text: str) -> Encoding:
             case "sampled", 0 | 1 | 2:
                 return Sampled(*map(int, arguments))
             case "candidates", 0 | 1 | 2:
-                ids = arguments[0].split(",") if arguments else ()
+                ids = arguments[0].split(",") if arguments and arguments[0] else ()
                 return Candidates(map(int, ids), *map(_value_type, arguments[1:]))
             case _:
                 pass

@@ -137,6 +137,7 @@ def decode_answer(part: Part, raw: RawAnswer) -> Answer:
         queue_seconds=timing.queue_seconds,
         compute_seconds=timing.compute_seconds,
         encode_seconds=timing.encode_seconds,
+        num_bytes=sum(map(len, raw.payloads)),
     )
 
 

@@ -24,7 +24,10 @@ from stillhouse.scoring import plan_scoring
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One payload per sequence of a request, in its order, and who gave it. Times in seconds."""
+    """One payload per sequence of a request, in its order, and who gave it.
+
+    Times in seconds; `num_bytes` is what the payloads took on their way, 0 where they had none.
+    """
 
     payloads: tuple[Payload, ...]
     fingerprint: str
@@ -32,6 +35,7 @@ class Answer:
     queue_seconds: float = 0.0
     compute_seconds: float = 0.0
     encode_seconds: float = 0.0
+    num_bytes: int = 0
 
 
 class TeacherLogitsProvider(ABC):

@@ -66,6 +66,7 @@ def _missing_part(entry: EntryPoint, error: ImportError) -> typer.Typer:
 
 def build_app() -> typer.Typer:
     """Return the whole command, with every verb that is installed."""
+    from stillhouse.cli.bench import app as bench
     from stillhouse.cli.data import app as data
     from stillhouse.cli.demo import demo
 
@@ -78,6 +79,7 @@ def build_app() -> typer.Typer:
             verbs = _missing_part(entry, error)
         app.add_typer(verbs, name=entry.name)
     app.add_typer(data, name="data")
+    app.add_typer(bench, name="bench")
     app.command()(demo)
     return app
 
