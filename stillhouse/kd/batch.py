@@ -83,10 +83,9 @@ def causal_lm_kd_loss(
     attended = _attended(student_logits, labels, attention_mask)
     targets = torch.nn.functional.pad(checks.integers("labels", labels), (0, 1), value=NO_LABEL)[:, 1:]
     taught = attended & (targets != NO_LABEL) if kl_positions == "labelled" else attended
-    num_labelled = checks.check_denominator(
-        "num_items_in_batch", _whole(num_items_in_batch), int((targets != NO_LABEL).sum())
-    )
-    num_valid = _num_valid(kl_positions, _whole(num_items_in_batch), _whole(num_valid_in_batch), int(taught.sum()))
+    items, valid = _whole("num_items_in_batch", num_items_in_batch), _whole("num_valid_in_batch", num_valid_in_batch)
+    num_labelled = checks.check_denominator("num_items_in_batch", items, int((targets != NO_LABEL).sum()))
+    num_valid = _num_valid(kl_positions, items, valid, int(taught.sum()))
 
     if isinstance(teacher, TeacherLogitsProvider):
         _check_targets(targets, vocabulary_size or teacher.describe().vocabulary_size)
@@ -210,8 +209,12 @@ def _shape(value: object) -> tuple[int, ...] | str:
     return tuple(value.shape) if isinstance(value, Tensor) else f"a {type(value).__name__}"
 
 
-def _whole(count: Tensor | int | None) -> int | None:
-    return int(count.item()) if isinstance(count, Tensor) and count.numel() == 1 else count
+def _whole(name: str, count: Tensor | int | None) -> int | None:
+    if not isinstance(count, Tensor):
+        return count
+    if count.numel() != 1:
+        raise InvalidRequestError(f"{name} must be one number; got a tensor of shape {tuple(count.shape)}")
+    return int(count.item())
 
 
 def _num_valid(kl_positions: KlPositions, items: int | None, given: int | None, own: int) -> int:

@@ -38,7 +38,7 @@ def _changed(tensor: torch.Tensor, row: int, column: int, value: int) -> torch.T
         ({"vocabulary_size": 9.0}, "vocabulary_size must be .*an integer.*; got 9.0"),
         (
             {"num_items_in_batch": torch.tensor([4, 4])},
-            r"num_items_in_batch must be an integer, .*; got tensor\(\[4, 4",
+            r"num_items_in_batch must be one number; got a tensor of shape \(2,\)",
         ),
         ({"top_k_tail": "dropped"}, "top_k_tail must be bucket or renormalise; got 'dropped'"),
     ],
