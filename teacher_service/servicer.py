@@ -6,9 +6,10 @@ wire is in `stillhouse.status`.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from typing import Any
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any, cast
 
 import grpc
 
@@ -69,15 +70,19 @@ class TeacherServicer(pb_grpc.TeacherServiceServicer):
         self, request: pb.ComputeLogitsRequest, context: Context
     ) -> pb.ComputeLogitsResponse:
         """Answer in one message."""
-        del context
         most = self._max_message_bytes - _MESSAGE_OVERHEAD_BYTES
-        async with self._answering(request.request, most) as answer:
-            return pb.ComputeLogitsResponse(
+        async with AsyncExitStack() as stack:
+            answer = await stack.enter_async_context(self._answering(request.request, most))
+            response = pb.ComputeLogitsResponse(
                 payloads=answer.payloads,
                 fingerprint=answer.fingerprint,
                 timing=_timing(answer),
                 cache_hits=answer.cache_hits,
             )
+            # Until its last byte has gone, the answer counts as held.
+            held = stack.pop_all()
+        context.add_done_callback(cast("Any", lambda _: asyncio.ensure_future(held.aclose())))
+        return response
 
     async def StreamLogits(  # noqa: N802 - as above
         self, request: pb.StreamLogitsRequest, context: Context

@@ -15,6 +15,9 @@ from stillhouse.teacher.v1 import teacher_service_pb2_grpc as pb_grpc
 from teacher_service.service import TeacherService
 
 
+OPTIONS = [("grpc.enable_retries", 0), ("grpc.max_receive_message_length", -1)]
+
+
 def ask(*ids: tuple[int, ...], cache_mode: CacheMode = "use", encoding: Encoding | None = None) -> LogitsRequest:
     """Return a request for all positions of these sequences."""
     return LogitsRequest(tuple(Sequence(one, (), All()) for one in ids), encoding or Dense(), cache_mode=cache_mode)
@@ -22,8 +25,7 @@ def ask(*ids: tuple[int, ...], cache_mode: CacheMode = "use", encoding: Encoding
 
 def channel_to(service: TeacherService) -> grpc.aio.Channel:
     """Return a channel that tries nothing again."""
-    options = [("grpc.enable_retries", 0), ("grpc.max_receive_message_length", -1)]
-    return grpc.aio.insecure_channel(f"127.0.0.1:{service.grpc_port}", options=options)
+    return grpc.aio.insecure_channel(f"127.0.0.1:{service.grpc_port}", options=OPTIONS)
 
 
 def compute(

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -112,3 +116,36 @@ async def test_health_answers_at_once_while_a_long_batch_computes(serve_teacher:
             assert serving.status == health_pb2.HealthCheckResponse.SERVING
         assert not long.done()
         await long
+
+
+# A caller that asks for answers of 3 MB in one message each, and is frozen before they come.
+CALLER = """
+import asyncio, sys
+import grpc
+from tests.integration.raw_calls import OPTIONS, ask, compute
+
+async def main():
+    async with grpc.aio.insecure_channel(sys.argv[1], options=OPTIONS) as channel:
+        await asyncio.gather(*[compute(channel, ask(tuple(range(n, n + 200)))) for n in range(4)])
+
+asyncio.run(main())
+"""
+
+
+async def test_an_answer_in_one_message_counts_until_it_is_read(serve_teacher: ServeTeacher) -> None:
+    backend = CountingBackend(vocabulary_size=4096)
+    backend.gate.clear()
+    async with serve_teacher(None, backend) as service:
+        argv = [sys.executable, "-c", CALLER, f"127.0.0.1:{service.grpc_port}"]
+        caller = subprocess.Popen(argv, cwd=Path(__file__).parents[3], stderr=subprocess.DEVNULL)  # noqa: ASYNC220 - quick
+        try:
+            await until(lambda: value(service, "teacher_requests_in_flight") == 4, 60)
+            caller.send_signal(signal.SIGSTOP)
+            backend.gate.set()
+            await until(lambda: value(service, "teacher_queue_size") == 0)
+            await asyncio.sleep(0.2)
+            assert value(service, "teacher_held_bytes") > 12_000_000
+        finally:
+            caller.kill()
+            caller.wait(10)
+        await until(lambda: value(service, "teacher_held_bytes") == 0)
