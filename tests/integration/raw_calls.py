@@ -14,7 +14,6 @@ from stillhouse.teacher.v1 import teacher_service_pb2 as pb
 from stillhouse.teacher.v1 import teacher_service_pb2_grpc as pb_grpc
 from teacher_service.service import TeacherService
 
-
 OPTIONS = [("grpc.enable_retries", 0), ("grpc.max_receive_message_length", -1)]
 
 

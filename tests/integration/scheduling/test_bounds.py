@@ -144,7 +144,8 @@ async def test_an_answer_in_one_message_counts_until_it_is_read(serve_teacher: S
             backend.gate.set()
             await until(lambda: value(service, "teacher_queue_size") == 0)
             await asyncio.sleep(0.2)
-            assert value(service, "teacher_held_bytes") > 12_000_000
+            # Whatever the sockets' buffers took.
+            assert value(service, "teacher_held_bytes") > 6_000_000
         finally:
             caller.kill()
             caller.wait(10)
