@@ -46,7 +46,7 @@ class HeadReader:
         }
         if min(self._sizes) > max_bytes:
             raise RequestTooLongError(
-                f"the output head has at least {min(self._sizes)} bytes, over the client's max_answer_bytes of "
+                f"the output head has at least {min(self._sizes)} bytes, over the client's max_head_bytes of "
                 f"{max_bytes}; raise that, or ask for another encoding"
             )
         self._max_bytes = max_bytes

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import grpc
@@ -14,12 +14,14 @@ import torch
 from stillhouse.chunks import split
 from stillhouse.codec import encode_payload
 from stillhouse.encode import encode_logits
-from stillhouse.encodings import Candidates, Dense, Encoding, TopK
+from stillhouse.encodings import Candidates, Dense, Encoding, Hidden, TopK, ValueType
 from stillhouse.errors import (
     TeacherError,
     TeacherUnavailableError,
 )
+from stillhouse.head_codec import encode_output_head
 from stillhouse.messages import description_to_proto, request_from_proto
+from stillhouse.payloads import OutputHead
 from stillhouse.providers import Answer
 from stillhouse.request import All, Limits, LogitsRequest, Sequence, TeacherDescription
 from stillhouse.status import status_of
@@ -34,6 +36,10 @@ DESCRIPTION = TeacherDescription(
     mode="deterministic", version="test", tokens=tuple(map(chr, range(VOCABULARY_SIZE))),
 )  # fmt: skip
 TABLE = torch.randn(VOCABULARY_SIZE, VOCABULARY_SIZE, generator=torch.Generator().manual_seed(0))
+HEAD = OutputHead(
+    torch.randn(VOCABULARY_SIZE, 8, generator=torch.Generator().manual_seed(1)), torch.ones(VOCABULARY_SIZE)
+)
+OFFERS_HIDDEN = replace(DESCRIPTION, hidden_size=8, encodings=(*DESCRIPTION.encodings, Hidden))
 
 Fault = Callable[[grpc.ServicerContext], None]
 
@@ -46,6 +52,7 @@ class TableServicer(rpc.TeacherServiceServicer):
     faults: list[Fault] = field(default_factory=list)
     alter: Callable[[list[bytes]], list[bytes]] = list
     alter_stream: Callable[[list[pb.StreamLogitsResponse]], list[pb.StreamLogitsResponse]] = list
+    alter_head: Callable[[list[pb.GetOutputHeadResponse]], list[pb.GetOutputHeadResponse]] = list
     break_off_after: int | None = None
     calls: list[str] = field(default_factory=list)
     requests: list[LogitsRequest] = field(default_factory=list)
@@ -87,7 +94,16 @@ class TableServicer(rpc.TeacherServiceServicer):
     def GetOutputHead(  # noqa: N802  # the contract's name
         self, request: pb.GetOutputHeadRequest, context: grpc.ServicerContext
     ) -> Iterator[pb.GetOutputHeadResponse]:
-        raise NotImplementedError
+        self._enter("GetOutputHead", context)
+        value_type: ValueType = "bfloat16" if request.value_type == pb.VALUE_TYPE_BFLOAT16 else "float32"
+        data = b"".join(encode_output_head(HEAD, value_type))
+        parts = [
+            pb.GetOutputHeadResponse(
+                offset=offset, total_bytes=len(data), data=chunk, fingerprint=self.description.fingerprint
+            )
+            for offset, chunk in split([data], 1000)
+        ]
+        yield from self.alter_head(parts)
 
     def ComputeLogits(  # noqa: N802  # the contract's name
         self, request: pb.ComputeLogitsRequest, context: grpc.ServicerContext

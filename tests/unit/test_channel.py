@@ -1,0 +1,36 @@
+"""What a client makes of an address."""
+
+import pytest
+
+from stillhouse.channel import check_address, is_local
+from stillhouse.errors import ConfigurationError
+
+
+@pytest.mark.parametrize(
+    ("address", "local"),
+    [
+        ("localhost:8001", True),
+        ("127.0.0.1:8001", True),
+        ("127.8.0.1:8001", True),
+        ("[::1]:8001", True),
+        ("unix:/run/teacher", True),
+        ("dns:///localhost:8001", True),
+        ("ipv4:127.0.0.1:1,127.0.0.1:2", True),
+        ("ipv6:[::1]:8001", True),
+        ("ipv4:127.0.0.1:1,10.0.0.1:2", False),
+        ("gpu0:8001", False),
+        ("dns:///teacher.example:8001", False),
+        ("localhost.example:8001", False),
+        ("10.0.0.1:8001", False),
+        ("[2001:db8::1]:8001", False),
+    ],
+)
+def test_an_address_is_local_where_nothing_leaves_the_machine(address: str, local: bool) -> None:
+    check_address(address)
+    assert is_local(address) is local
+
+
+@pytest.mark.parametrize("address", ["", "host", "host:", "http://host:1", "https://host:1"])
+def test_what_grpc_would_misread_is_refused(address: str) -> None:
+    with pytest.raises(ConfigurationError, match="host:port"):
+        check_address(address)
