@@ -24,6 +24,7 @@ class CircuitBreaker:
         self._failures = 0
         self._pause_seconds = FIRST_PAUSE_SECONDS
         self._is_open = False
+        self._is_trying = False
         self._retry_at = 0.0
 
     @property
@@ -39,20 +40,24 @@ class CircuitBreaker:
         if now < self._retry_at:
             return False
         self._retry_at = now + self._pause_seconds
+        self._is_trying = True
         return True
 
     def succeeded(self) -> None:
         """Report a call that worked."""
         self._failures = 0
         self._pause_seconds = FIRST_PAUSE_SECONDS
-        self._is_open = False
+        self._is_open = self._is_trying = False
 
     def failed(self) -> None:
-        """Report a call that did not."""
+        """Report a call that did not. Of those that began before it opened, none lengthens the pause."""
         self._failures += 1
-        if self._failures < FAILURES_TO_OPEN:
-            return
-        if self.is_open:
+        if self._is_open:
+            if not self._is_trying:
+                return
+            self._is_trying = False
             self._pause_seconds = min(2 * self._pause_seconds, LONGEST_PAUSE_SECONDS)
+        elif self._failures < FAILURES_TO_OPEN:
+            return
         self._is_open = True
         self._retry_at = self._clock() + self._pause_seconds

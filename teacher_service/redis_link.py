@@ -76,11 +76,14 @@ class RedisLink:
 
     async def exchange(self, what: str, call: Callable[[Redis], Awaitable[T]], *, num_bytes: int = 0) -> T | None:
         """Make a call that moves about so many bytes, within its time; None when Redis is left alone or has failed."""
+        is_try = self._breaker.is_open
         if not self._breaker.allows_call():
             return None
         seconds = self._timeout_seconds + num_bytes / _LEAST_BYTES_PER_SECOND
         try:
             async with self._connections:
+                if self._breaker.is_open and not is_try:
+                    return None  # it failed others while this call waited for a connection
                 result = await _within(call(self._redis), seconds)
         except (RedisError, OSError, TimeoutError) as error:
             self._failed(what, error)

@@ -77,3 +77,12 @@ def test_a_try_that_never_reports_does_not_keep_it_open_for_good() -> None:
     assert breaker.allows_call()
     clock.now += FIRST_PAUSE_SECONDS
     assert breaker.allows_call()
+
+
+def test_failures_of_calls_from_before_it_opened_lengthen_no_pause() -> None:
+    clock = Clock()
+    breaker = _open(clock)
+    for _ in range(50):
+        breaker.failed()
+    clock.now += FIRST_PAUSE_SECONDS
+    assert breaker.allows_call()
