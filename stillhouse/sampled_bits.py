@@ -20,6 +20,8 @@ from stillhouse.errors import CodecError
 Int64 = npt.NDArray[np.int64]
 Bytes = npt.NDArray[np.uint8]
 
+_BLOCK_VALUES = 2**14
+
 
 def pack_counts(counts: Int64, rows: int, draws: int) -> Bytes:
     """Return the counts `[E]` of all rows as `rows * draws` bits; the counts of each row must add up to `draws`."""
@@ -96,11 +98,11 @@ def _middles(ids: Int64, offsets: Int64, width: int) -> Iterator[tuple[Int64, In
         places = start + before
         # On either side of it there are so many ids more, all different.
         yield places, low + before, high - after - low - before + 1
-        middle = ids[places]
-        start, count = np.concatenate([start, places + 1]), np.concatenate([before, after])
-        low, high = np.concatenate([low, middle + 1]), np.concatenate([middle - 1, high])
-        some = count > 0
-        start, count, low, high = start[some], count[some], low[some], high[some]
+        middle, left, right = ids[places], before > 0, after > 0
+        start = np.concatenate([start[left], places[right] + 1])
+        count = np.concatenate([before[left], after[right]])
+        low = np.concatenate([low[left], middle[right] + 1])
+        high = np.concatenate([middle[left] - 1, high[right]])
 
 
 def _truncated_binary(choices: Int64) -> tuple[Int64, Int64]:
@@ -111,18 +113,31 @@ def _truncated_binary(choices: Int64) -> tuple[Int64, Int64]:
 
 def _write(values: Int64, lengths: Int64) -> Bytes:
     """Return the lowest bits of each value, so many as its length says, laid end to end, one to an element."""
+    none = np.zeros(0, dtype=np.uint8)
+    return np.concatenate([none, *(_laid_out(values[part], lengths[part]) for part in _blocks(len(values)))])
+
+
+def _laid_out(values: Int64, lengths: Int64) -> Bytes:
     return ((np.repeat(values, lengths) >> _exponents(lengths)) & 1).astype(np.uint8)
 
 
 def _read(bits: Bytes, lengths: Int64) -> Int64:
     """Return the values that `_write` has laid end to end, from the first of the bits on."""
-    total = int(lengths.sum())
-    if total > len(bits):
+    if int(lengths.sum()) > len(bits):
         raise CodecError("the coded ids end before their last")
-    sums = np.concatenate([np.zeros(1, np.int64), np.cumsum(bits[:total].astype(np.int64) << _exponents(lengths))])
-    ends = np.cumsum(lengths)
-    values: Int64 = sums[ends] - sums[ends - lengths]
+    values, at = np.zeros(len(lengths), dtype=np.int64), 0
+    for part in _blocks(len(lengths)):
+        ends = np.cumsum(lengths[part])
+        end = at + int(ends[-1])
+        weights = bits[at:end].astype(np.int64) << _exponents(lengths[part])
+        sums = np.concatenate([np.zeros(1, np.int64), np.cumsum(weights)])
+        values[part], at = sums[ends] - sums[ends - lengths[part]], end
     return values
+
+
+def _blocks(count: int) -> Iterator[slice]:
+    """Yield so many values in blocks: for every bit of a block there are some 40 bytes for a moment."""
+    yield from (slice(start, start + _BLOCK_VALUES) for start in range(0, count, _BLOCK_VALUES))
 
 
 def _exponents(lengths: Int64) -> Int64:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from itertools import accumulate, combinations
 
 import numpy as np
@@ -79,3 +80,21 @@ def test_no_draws_take_more_bytes_than_their_header_allows(width: int, draws: in
     assert isinstance(decoded, SampledCounts)
     assert decoded.token_ids.equal(payload.token_ids)
     assert decoded.counts.equal(payload.counts)
+
+
+def test_many_ids_take_little_memory_beside_themselves() -> None:
+    """The bits of a large answer, each as a number of its own, would be larger than all logits that it stands for."""
+    rows, width, count = 64, 2**22, 2**11
+    ids = np.tile(np.arange(7, width, width // count), rows)
+    offsets = np.arange(rows + 1) * count
+    tracemalloc.start()
+    try:
+        packed = pack_ids(ids, offsets, width)
+        _, packing = tracemalloc.get_traced_memory()
+        tracemalloc.reset_peak()
+        unpack_ids(packed, offsets, width)
+        _, unpacking = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert packing < 150 * len(ids)
+    assert unpacking < 150 * len(ids)
