@@ -11,6 +11,7 @@ import random
 from collections.abc import Iterator
 from collections.abc import Sequence as SequenceOf
 from contextlib import contextmanager
+from functools import partial
 
 from prometheus_client import Gauge
 
@@ -19,6 +20,8 @@ from teacher_service.metrics import Metrics
 
 _SHORTEST_PAUSE_SECONDS = 0.05
 _LONGEST_PAUSE_SECONDS = 10.0
+# Where readers are what is waited for, the model's speed tells nothing.
+_SHORTEST_PAUSE_FOR_READERS_SECONDS = 0.5
 # Until a batch has been measured, nobody knows how fast the model is.
 _FIRST_PAUSE_SECONDS = 1.0
 # Those who were refused together should not come back together.
@@ -31,10 +34,19 @@ _LATEST = 0.2
 class _Room:
     """One bounded quantity and how much of it is taken."""
 
-    def __init__(self, noun: str, bound: int, gauge: Gauge, reason: str) -> None:
+    def __init__(
+        self,
+        noun: str,
+        bound: int,
+        gauge: Gauge,
+        reason: str,
+        *,
+        shortest_pause_seconds: float = _SHORTEST_PAUSE_FOR_READERS_SECONDS,
+    ) -> None:
         self.noun = noun
         self.bound = bound
         self.reason = reason
+        self.shortest_pause_seconds = shortest_pause_seconds
         self.taken = 0
         self._gauge = gauge
 
@@ -58,8 +70,9 @@ class Capacity:
         self._shed = metrics.shed
         self._requests = _Room("requests in flight", max_requests, metrics.requests_in_flight, "requests")
         self._bytes = _Room("bytes of answers", max_held_bytes, metrics.held_bytes, "held_bytes")
-        self._sequences = _Room("sequences in the queue", max_queue_sequences, metrics.queue_size, "queue_sequences")
-        self._tokens = _Room("tokens in the queue", max_queue_tokens, metrics.queue_tokens, "queue_tokens")
+        queue = partial(_Room, shortest_pause_seconds=_SHORTEST_PAUSE_SECONDS)
+        self._sequences = queue("sequences in the queue", max_queue_sequences, metrics.queue_size, "queue_sequences")
+        self._tokens = queue("tokens in the queue", max_queue_tokens, metrics.queue_tokens, "queue_tokens")
         self._batch_tokens = 0.0
         self._batch_seconds = 0.0
 
@@ -99,12 +112,12 @@ class Capacity:
         self._batch_tokens += weight * (tokens - self._batch_tokens)
         self._batch_seconds += weight * (seconds - self._batch_seconds)
 
-    def pause_seconds(self) -> float:
+    def _pause_seconds(self, room: _Room) -> float:
         """Return about how long it takes until half of what is queued is gone."""
         if not self._batch_seconds:
             return _FIRST_PAUSE_SECONDS
         half = self._tokens.taken / 2 * self._batch_seconds / max(self._batch_tokens, 1.0)
-        return min(max(half, _SHORTEST_PAUSE_SECONDS), _LONGEST_PAUSE_SECONDS)
+        return min(max(half, room.shortest_pause_seconds), _LONGEST_PAUSE_SECONDS)
 
     def _check(self, room: _Room, amount: int) -> None:
         if room.taken + amount <= room.bound:
@@ -114,7 +127,7 @@ class Capacity:
         raise OverloadedError(
             f"this teacher holds {room.taken} of at most {room.bound} {room.noun} and {amount} more do not fit; "
             "come again later",
-            jitter * self.pause_seconds(),
+            jitter * self._pause_seconds(room),
         )
 
 
