@@ -17,7 +17,7 @@ _SCHEMES = ("dns", "unix", "unix-abstract", "ipv4", "ipv6", "vsock", "xds")
 # A service that freezes or vanishes in the middle of a call is noticed within the sum of these two. A Stillhouse
 # service lets a client ping once in 10 seconds; one that does not sends it away, and gRPC then halves its pings.
 _PING_AFTER_SECONDS = 15
-_PING_TIMEOUT_SECONDS = 10
+_PING_TIMEOUT_SECONDS = 20
 
 # A name that has new addresses is looked up again this soon after a connection is lost; gRPC's own choice is 30.
 _LOOKUP_SECONDS = 5
@@ -39,6 +39,8 @@ def default_options(max_message_bytes: int) -> list[tuple[str, Any]]:
         ("grpc.dns_min_time_between_resolutions_ms", _LOOKUP_SECONDS * 1000),
         ("grpc.keepalive_time_ms", _PING_AFTER_SECONDS * 1000),
         ("grpc.keepalive_timeout_ms", _PING_TIMEOUT_SECONDS * 1000),
+        # Of every other ping, which a keepalive waits behind; by default a minute.
+        ("grpc.http2.ping_timeout_ms", _PING_TIMEOUT_SECONDS * 1000),
         # A long batch sends nothing while it computes: by default gRPC would stop asking after two pings.
         ("grpc.http2.max_pings_without_data", 0),
     ]

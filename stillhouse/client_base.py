@@ -115,10 +115,10 @@ class ClientBase(ABC):
         if self._is_closed:
             raise ConfigurationError(f"{self!r} is closed; open another")
         if self._process_id != os.getpid():
-            # Left to itself gRPC would wait for ever: its threads stay behind in the parent.
+            # The threads of its channel stayed behind in the parent: a call would wait for ever.
             raise ConfigurationError(
                 f"{self!r} was opened in process {self._process_id}, and process {os.getpid()} is a fork of it: open "
-                "clients in the processes that use them, and start these by spawn"
+                "clients in the processes that use them"
             )
 
     def _still_asked(self) -> str:
