@@ -174,4 +174,25 @@ def _device_map(text: str) -> str | dict[str, Any]:
             "device_map must be auto, balanced, balanced_low_0, sequential or a JSON object from module to device, "
             f'such as {{"": "cuda:0"}}; got {text!r}'
         )
+    for module, device in parsed.items():
+        if not _is_device(device):
+            raise ConfigurationError(
+                f"device_map must name a device that is here, its number, cpu or disk for each module; "
+                f"got {device!r} for {module!r}"
+            )
     return parsed
+
+
+def _is_device(name: object) -> bool:
+    import torch
+
+    if name in ("cpu", "disk"):
+        return True
+    if isinstance(name, bool) or not isinstance(name, int | str) or not torch.accelerator.is_available():
+        return False
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        return False
+    kind = torch.accelerator.current_accelerator()
+    return kind is not None and device.type == kind.type and (device.index or 0) < torch.accelerator.device_count()

@@ -10,6 +10,7 @@ its own. Shapes: B batch rows, L tokens, P positions, D hidden, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Sequence as SequenceOf
+from importlib.metadata import version
 from itertools import islice
 from typing import TYPE_CHECKING, Any, cast
 
@@ -82,7 +83,7 @@ class TransformersBackend(TeacherBackend):
             attention=str(config._attn_implementation),  # noqa: SLF001 - where transformers keeps what it chose
             mode="throughput" if pass_tokens is None else "deterministic",
             tokens=tokens,
-            shapes="" if pass_tokens is None else f"{self._shapes} on {self._place.machine_kind()}",
+            shapes="" if pass_tokens is None else f"{self._shapes} on {self._place.machine_kind()}, {_libraries()}",
         )
 
     def describe(self) -> BackendDescription:
@@ -209,6 +210,11 @@ def _position_ids(segment_lengths: SequenceOf[int], longest: int) -> Tensor:
     """Return `[longest]`: positions from 0 in every segment; padding lengthens the last."""
     before = segment_lengths[:-1]
     return torch.cat([torch.arange(length) for length in (*before, longest - sum(before))])
+
+
+def _libraries() -> str:
+    """Return what beside torch decides over bits: the model's code, and on the CPU the exponentials of an encoding."""
+    return ", ".join(f"{name} {version(name)}" for name in ("transformers", "numpy"))
 
 
 def _mixes_rows(config: Any) -> bool:

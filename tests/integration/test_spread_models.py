@@ -54,6 +54,11 @@ def test_a_model_that_lies_partly_on_disk_answers_as_one_that_does_not(head: str
         ({"tp_plan": "auto"}, "this process is alone: start the service with `torchrun"),
         ({"device_map": "somehow"}, "device_map must be auto, balanced, .* got 'somehow'"),
         ({"device_map": "[]"}, "device_map must be auto"),
+        ({"device_map": '{"": null}'}, "device_map must name a device that is here, .* got None for ''"),
+        ({"device_map": '{"lm_head": true}'}, "device_map must name a device .* got True for 'lm_head'"),
+        ({"device_map": '{"": "nonsense"}'}, "device_map must name a device .* got 'nonsense'"),
+        ({"device_map": '{"": "cuda:77"}'}, "device_map must name a device .* got 'cuda:77'"),
+        ({"device_map": '{"": 77}'}, "device_map must name a device .* got 77"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,7 @@ def test_the_mode_of_the_settings_is_the_backends(tiny_llama_folder: Path, pass_
     described = open_backend(load_settings({**chosen, "mode": "deterministic"}, {})).describe()
     assert described.mode == "deterministic"
     assert shape in described.shapes
+    assert f"transformers {version('transformers')}, numpy {version('numpy')}" in described.shapes
     assert open_backend(load_settings(chosen, {})).describe().mode == "throughput"
 
 
