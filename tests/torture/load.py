@@ -167,6 +167,7 @@ class Samples:
     queue_size: list[float] = field(default_factory=list)
     queue_tokens: list[float] = field(default_factory=list)
     requests_in_flight: list[float] = field(default_factory=list)
+    held_bytes: list[float] = field(default_factory=list)
 
     def growth(self) -> float:
         """Return the peak memory of the second half over that of the first."""
@@ -187,6 +188,7 @@ def watching(service: ServiceProcess) -> Iterator[Samples]:
                 samples.queue_size.append(total(text, "teacher_queue_size"))
                 samples.queue_tokens.append(total(text, "teacher_queue_tokens"))
                 samples.requests_in_flight.append(total(text, "teacher_requests_in_flight"))
+                samples.held_bytes.append(total(text, "teacher_held_bytes"))
                 ending.wait(_SAMPLE_SECONDS)
 
     with ThreadPoolExecutor(1) as pool:

