@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ssl
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import grpc
@@ -23,7 +26,7 @@ def channel_credentials(
         key: PEM file of its private key.
 
     Raises:
-        ConfigurationError: a file that cannot be read, or one of the pair without the other.
+        ConfigurationError: a file that cannot be read or used, or one of the pair without the other, or of another.
     """
     if (certificate is None) != (key is None):
         raise ConfigurationError("a client's certificate and its key are given together, or neither")
@@ -35,11 +38,27 @@ def channel_credentials(
             )
         return None
     roots = None if str(ca) == SYSTEM_AUTHORITIES else _read("the authority", ca, "CERTIFICATE")
+    # gRPC says nothing of files that it cannot use until a call fails, and then not which: Python's own TLS does.
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    if roots is not None:
+        with _naming(f"the authority {ca}"):
+            context.load_verify_locations(cafile=ca)
     if certificate is None or key is None:
         return grpc.ssl_channel_credentials(roots)
-    return grpc.ssl_channel_credentials(
-        roots, _read("the key", key, "PRIVATE KEY"), _read("the certificate", certificate, "CERTIFICATE")
-    )
+    pair = _read("the key", key, "PRIVATE KEY"), _read("the certificate", certificate, "CERTIFICATE")
+    with _naming(f"the certificate {certificate} with the key {key}"):
+        # An encrypted key would otherwise be asked for on the terminal.
+        context.load_cert_chain(certificate, key, password=lambda: b"")
+    return grpc.ssl_channel_credentials(roots, *pair)
+
+
+@contextmanager
+def _naming(what: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
+        reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or error
+        raise ConfigurationError(f"{what} cannot be used (is it whole, unencrypted and its own?): {reason}") from None
 
 
 def _read(what: str, path: str | Path, kind: str) -> bytes:
@@ -47,7 +66,6 @@ def _read(what: str, path: str | Path, kind: str) -> bytes:
         data = Path(path).read_bytes()
     except OSError as error:
         raise ConfigurationError(f"{what} {path} cannot be read: {error.strerror or error}") from None
-    # gRPC says nothing of a file that it cannot use until a call fails, and then not which.
     if kind.encode() + b"-----" not in data:
         raise ConfigurationError(f"{what} {path} holds no {kind.lower()} in PEM form")
     return data

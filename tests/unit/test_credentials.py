@@ -7,6 +7,12 @@ from pathlib import Path
 import grpc
 import pytest
 import trustme
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    PrivateFormat,
+    load_pem_private_key,
+)
 
 from stillhouse.credentials import channel_credentials
 from stillhouse.errors import ConfigurationError
@@ -46,3 +52,30 @@ def test_what_cannot_be_used_is_named(files: tuple[Path, Path, Path], tmp_path: 
     ):
         with pytest.raises(ConfigurationError, match=message):
             channel_credentials(*given)
+
+
+def test_files_that_do_not_fit_together_or_hold_something_else_are_named(
+    files: tuple[Path, Path, Path], tmp_path: Path
+) -> None:
+    ca, certificate, _ = files
+    strange = tmp_path / "strange.key"
+    trustme.CA().issue_cert("other.example").private_key_pem.write_to_path(str(strange))
+    with pytest.raises(ConfigurationError, match=r"tls\.crt with the key .*strange\.key cannot be used"):
+        channel_credentials(ca, certificate, strange)
+    for name, kind in (("ca.pem", "CERTIFICATE"), ("key.pem", "PRIVATE KEY")):
+        (tmp_path / name).write_text(f"-----BEGIN {kind}-----\nnonsense\n-----END {kind}-----\n")
+    with pytest.raises(ConfigurationError, match=r"the authority .*ca\.pem cannot be used"):
+        channel_credentials(tmp_path / "ca.pem")
+    with pytest.raises(ConfigurationError, match=r"the key .*key\.pem cannot be used"):
+        channel_credentials(ca, certificate, tmp_path / "key.pem")
+
+
+def test_an_encrypted_key_is_refused_instead_of_asked_for(files: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    ca, certificate, key = files
+    locked = tmp_path / "locked.key"
+    private = load_pem_private_key(key.read_bytes(), None)
+    locked.write_bytes(
+        private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"a passphrase"))
+    )
+    with pytest.raises(ConfigurationError, match=r"locked\.key"):
+        channel_credentials(ca, certificate, locked)
