@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any, Self
 
 import grpc
 import structlog
@@ -64,15 +66,8 @@ class Tls:
         self._note()
 
     def http_context(self) -> ssl.SSLContext:
-        """Return the context to listen with; each handshake takes the certificates of its own time."""
-        listening = self._make_context()
-
-        def use_current(connection: ssl.SSLObject, _name: str | None, _context: ssl.SSLContext) -> None:
-            connection.context = self._context
-
-        # Called in every handshake, whether or not the client names a host.
-        listening.sni_callback = use_current
-        return listening
+        """Return the context to listen with; each connection takes the certificates of its own time."""
+        return _LatestContext(lambda: self._context)
 
     def grpc_credentials(self) -> grpc.ServerCredentials:
         """Return the credentials to listen with; each handshake takes the certificates of its own time."""
@@ -137,6 +132,24 @@ class Tls:
         except (OSError, ValueError) as error:
             raise ConfigurationError(f"tls_certificate: {certificate} cannot be used for TLS: {error}") from None
         return context
+
+
+class _LatestContext(ssl.SSLContext):
+    """Stands for whichever context is in use when a connection begins.
+
+    Whole contexts change, as they do in gRPC: one context that was given other certificates would go on taking up the
+    TLS sessions of before, and so let in clients whose authority is trusted no more.
+    """
+
+    def __new__(cls, _latest: Callable[[], ssl.SSLContext]) -> Self:
+        return super().__new__(cls, ssl.PROTOCOL_TLS_SERVER)
+
+    def __init__(self, latest: Callable[[], ssl.SSLContext]) -> None:
+        self._latest = latest
+
+    def wrap_bio(self, *args: Any, **settings: Any) -> ssl.SSLObject:
+        """Begin a connection, as asyncio does for each."""
+        return self._latest().wrap_bio(*args, **settings)
 
 
 def read_certificates(settings: TeacherSettings) -> Certificates:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -117,6 +118,41 @@ async def test_a_renewed_certificate_is_served_to_the_next_connection(
             with pytest.raises(grpc.aio.AioRpcError) as refusal:
                 await channel.unary_unary("/any/Thing", bytes, bytes)(b"", timeout=20)
             assert refusal.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+async def test_a_session_of_before_brings_nobody_in_whose_authority_has_gone(
+    serve_teacher: ServeTeacher,
+    mutual_tls_settings: dict[str, object],
+    authorities: Authorities,
+    client_pem: Pem,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    version: ssl.TLSVersion,
+) -> None:
+    monkeypatch.setattr(tls, "CHECK_SECONDS", 0.05)
+    context = authorities.ssl_context(client_pem, tmp_path)
+    context.minimum_version = context.maximum_version = version
+    async with serve_teacher(**mutual_tls_settings) as service:
+
+        def call(session: ssl.SSLSession | None) -> ssl.SSLSession | None:
+            address = ("127.0.0.1", service.http_port)
+            with (
+                socket.create_connection(address, timeout=10) as plain,
+                context.wrap_socket(plain, server_hostname="127.0.0.1", session=session) as caller,
+            ):
+                caller.sendall(b"GET /livez HTTP/1.1\r\nhost: x\r\n\r\n")
+                # With TLS 1.3 a client hears of its refusal when it reads.
+                if not caller.recv(4096):
+                    raise ConnectionResetError
+                return caller.session
+
+        session = await asyncio.to_thread(call, None)
+        assert await asyncio.to_thread(call, session)  # taken up while nothing has changed
+        (tmp_path / "clients.crt").write_bytes(pem_of(trustme.CA()))
+        await until(lambda: value(service.metrics.registry, "teacher_certificate_reloads_total", result="used") == 1)
+        with pytest.raises((ssl.SSLError, ConnectionError)):
+            await asyncio.to_thread(call, session)
 
 
 def test_files_that_do_not_fit_are_refused_with_their_names(
