@@ -137,8 +137,8 @@ class TeacherSettings(BaseSettings):
     cache_memory_bytes: Count = 2**30
     """Most memory of the embedded Valkey, in bytes; it forgets the least used first. Example: 1073741824."""
     cache_policy: CachePolicy = "allkeys-lfu"
-    """What the embedded Valkey forgets when its memory is full, as its maxmemory-policy names it; those that are volatile
-    need cache_ttl_seconds. A named Redis has its own. Example: allkeys-lfu."""
+    """What the embedded Valkey forgets when its memory is full, as its maxmemory-policy names it; the volatile ones need
+    cache_ttl_seconds. A named Redis has its own. Example: allkeys-lfu."""
     cache_max_value_bytes: Count = 64 * 2**20
     """Largest answer to one sequence that is remembered, in bytes. Redis itself ends at 512 MB. Example: 67108864."""
     cache_ttl_seconds: int = Field(default=0, ge=0)
