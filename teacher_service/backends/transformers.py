@@ -173,6 +173,13 @@ class TransformersBackend(TeacherBackend):
             logits_BLV: Tensor = self._model(**self._probe_inputs()).logits
         except (AttributeError, TypeError) as error:
             raise ConfigurationError(f"model {name!r} cannot be served: it takes no position ids ({error})") from error
+        except (RuntimeError, IndexError, KeyError, ValueError) as error:
+            reason = str(error).partition("\n")[0]
+            raise ConfigurationError(
+                f"model {name!r} cannot be served: a pass over the ids 0 to {_PROBE_TOKENS - 1} failed with "
+                f"{type(error).__name__}: {reason}; see that its config.json goes with its weights, that it has so "
+                "many ids and positions, and that the device has the memory"
+            ) from error
         if not torch.isfinite(logits_BLV).all():
             raise ConfigurationError(
                 f"model {name!r} gives logits that are not finite in {logits_BLV.dtype}: its weights are damaged, or "

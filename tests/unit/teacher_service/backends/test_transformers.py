@@ -13,6 +13,7 @@ from stillhouse.models import load_causal_lm
 from stillhouse.request import All, Sequence
 from teacher_service.backends.fixture import FixtureBackend
 from teacher_service.backends.transformers import TransformersBackend
+from tests.tiny_models import tiny_model
 
 
 def test_weights_that_give_no_finite_logits_are_refused(tiny_llama_folder: Path) -> None:
@@ -21,6 +22,22 @@ def test_weights_that_give_no_finite_logits_are_refused(tiny_llama_folder: Path)
         model.get_input_embeddings().weight.fill_(float("inf"))
     with pytest.raises(ConfigurationError, match="'tiny' gives logits that are not finite"):
         TransformersBackend(model, name="tiny")
+
+
+@pytest.mark.parametrize(
+    ("architecture", "config", "reason"),
+    [
+        ("llama", {"vocab_size": 5}, "IndexError: index out of range"),
+        ("gpt2", {"n_positions": 4}, "IndexError: index out of range"),
+        ("mixtral", {"num_local_experts": 2, "num_experts_per_tok": 8}, "RuntimeError: selected index k out of range"),
+    ],
+)
+def test_a_model_that_cannot_run_is_refused_with_its_name(
+    architecture: str, config: dict[str, int], reason: str
+) -> None:
+    model = tiny_model(architecture, **config)
+    with pytest.raises(ConfigurationError, match=f"'odd' cannot be served: .* failed with {reason}.*config.json"):
+        TransformersBackend(model, name="odd")
 
 
 def test_bfloat16_agrees_to_its_precision(tiny_llama_folder: Path) -> None:
