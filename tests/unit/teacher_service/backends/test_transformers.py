@@ -28,12 +28,12 @@ def test_weights_that_give_no_finite_logits_are_refused(tiny_llama_folder: Path)
     ("architecture", "config", "reason"),
     [
         ("llama", {"vocab_size": 5}, "IndexError: index out of range"),
-        ("gpt2", {"n_positions": 4}, "IndexError: index out of range"),
+        ("gpt2", {"max_position_embeddings": 4}, "IndexError: index out of range"),
         ("mixtral", {"num_local_experts": 2, "num_experts_per_tok": 8}, "RuntimeError: selected index k out of range"),
     ],
 )
 def test_a_model_that_cannot_run_is_refused_with_its_name(
-    architecture: str, config: dict[str, int], reason: str
+    architecture: str, config: dict[str, Any], reason: str
 ) -> None:
     model = tiny_model(architecture, **config)
     with pytest.raises(ConfigurationError, match=f"'odd' cannot be served: .* failed with {reason}.*config.json"):
