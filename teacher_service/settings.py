@@ -30,15 +30,9 @@ CACHE_TIMEOUT_SECONDS = 0.02
 EMBEDDED_CACHE_TIMEOUT_SECONDS = 0.5
 
 CachePolicy = Literal[
-    "allkeys-lfu",
-    "allkeys-lru",
-    "allkeys-random",
-    "volatile-lfu",
-    "volatile-lru",
-    "volatile-random",
-    "volatile-ttl",
+    "allkeys-lfu", "allkeys-lru", "allkeys-random", "volatile-lfu", "volatile-lru", "volatile-random", "volatile-ttl",
     "noeviction",
-]
+]  # fmt: skip
 
 Port = Annotated[int, Field(ge=0, le=65535)]
 Count = Annotated[int, Field(ge=1)]
@@ -137,8 +131,8 @@ class TeacherSettings(BaseSettings):
     cache_memory_bytes: Count = 2**30
     """Most memory of the embedded Valkey, in bytes; it forgets the least used first. Example: 1073741824."""
     cache_policy: CachePolicy = "allkeys-lfu"
-    """What the embedded Valkey forgets when its memory is full, as its maxmemory-policy names it; the volatile ones need
-    cache_ttl_seconds. A named Redis has its own. Example: allkeys-lfu."""
+    """What the embedded Valkey forgets when its memory is full, as its maxmemory-policy names it; the volatile ones
+    need cache_ttl_seconds. A named Redis has its own. Example: allkeys-lfu."""
     cache_max_value_bytes: Count = 64 * 2**20
     """Largest answer to one sequence that is remembered, in bytes. Redis itself ends at 512 MB. Example: 67108864."""
     cache_ttl_seconds: int = Field(default=0, ge=0)

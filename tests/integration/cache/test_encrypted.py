@@ -62,4 +62,3 @@ async def test_a_redis_behind_tls(
             assert [answer.cache_hits for answer in answers] == ([0, 1, 1, 1] if is_trusted else [0] * 4)
             state = service.lifecycle.teacher.cache_state
             assert state == ("on" if is_trusted else "paused: it cannot be reached")
-            await service.close()
