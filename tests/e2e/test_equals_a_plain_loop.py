@@ -80,11 +80,27 @@ def sample_loss(teacher: Any, student: Any, sample: Sample) -> tuple[Tensor, Ten
     return cross_entropy, kl
 
 
+@pytest.fixture(scope="module")
+def by_hand(
+    tiny_llama_folder: Path, corpus: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[dict[str, Tensor], list[float]]:
+    return plain_loop(tiny_llama_folder, corpus, tmp_path_factory.mktemp("cache"))
+
+
+@pytest.mark.parametrize(
+    ("encoding", "asked"), [("auto", "hidden:f32"), pytest.param("dense:f32", "dense:f32", marks=pytest.mark.long)]
+)
 def test_twenty_steps_through_the_service_equal_twenty_steps_of_a_plain_loop(
-    train: Any, tiny_llama_folder: Path, corpus: Path, tmp_path: Path
+    train: Any,
+    by_hand: tuple[dict[str, Tensor], list[float]],
+    tiny_llama_folder: Path,
+    tmp_path: Path,
+    encoding: str,
+    asked: str,
 ) -> None:
     run = train(
         tmp_path / "run",
+        encoding=encoding,
         temperature=TEMPERATURE,
         alpha=ALPHA,
         weight_decay=DECAY,
@@ -93,7 +109,8 @@ def test_twenty_steps_through_the_service_equal_twenty_steps_of_a_plain_loop(
         eval_steps=0,
     )
     assert run.returncode == 0, run.stderr
-    expected, losses = plain_loop(tiny_llama_folder, corpus, tmp_path / "cache")
+    assert f'"encoding": "{asked}"' in run.stderr
+    expected, losses = by_hand
 
     records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [record["step"] for record in records] == list(range(1, STEPS + 1))
