@@ -48,8 +48,9 @@ class Load:
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
                 raise ConfigurationError(f"{name} must be above 0 and finite; got {value}")
-        if not 0 <= self.warmup_seconds < float("inf"):
-            raise ConfigurationError(f"warmup_seconds must be 0 or more; got {self.warmup_seconds}")
+        for name in ("warmup_seconds", "seed"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ConfigurationError(f"{name} must be 0 or more; got {getattr(self, name)}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -127,6 +127,7 @@ async def test_nobody_there_is_no_load() -> None:
         ({"requests": 1, "clients": 0}, "clients"),
         ({"requests": 1, "rate": float("nan")}, "rate"),
         ({"requests": 1, "warmup_seconds": -1}, "warmup_seconds"),
+        ({"requests": 1, "seed": -1}, "seed"),
     ],
 )
 def test_a_load_that_cannot_be_is_refused(load: dict[str, Any], message: str) -> None:
