@@ -107,6 +107,26 @@ def check_label_range(labels: Tensor, width: int, name: str = "labels") -> None:
         raise ValueError(f"{name}{place} must be {NO_LABEL} (no label) or an id from 0 to {width - 1}; got {got}")
 
 
+def check_draws(offsets: Tensor, counts: Tensor, draws: int) -> None:
+    """Refuse ragged rows whose counts are not `draws` draws each: they would teach another distribution.
+
+    Raises:
+        InvalidRequestError: offsets that do not cut the counts into rows, or a row with another number of draws.
+    """
+    ends = offsets.cpu()
+    if int(ends[0]) != 0 or int(ends[-1]) != len(counts) or bool((ends.diff() < 1).any()):
+        raise InvalidRequestError(
+            f"offsets of sampled counts must rise from 0 to their {len(counts)} entries, by at least one a row"
+        )
+    sums = torch.nn.functional.pad(counts.cpu().long().cumsum(0), (1, 0))[ends].diff()
+    wrong = (sums != draws).nonzero()
+    if len(wrong) or bool((counts < 1).any()):
+        row = int(wrong[0]) if len(wrong) else int((ends <= int((counts < 1).nonzero()[0])).sum()) - 1
+        raise InvalidRequestError(
+            f"counts of sampled row {row} must be at least 1 each and {draws} in all; they add up to {int(sums[row])}"
+        )
+
+
 def check_denominator(name: str, given: int | None, own: int) -> int:
     """Return the number of rows that a term is averaged over: the given one, or this call's own.
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from stillhouse.errors import InvalidRequestError, VocabularyMismatchError
-from stillhouse.kd.checks import same_temperature
+from stillhouse.kd.checks import check_draws, same_temperature
 from stillhouse.kd.rows import DenseRows, SampledRows, TeacherRows, TopKRows
 from stillhouse.payloads import (
     CandidateLogits,
@@ -189,6 +189,7 @@ class _HeadSource:
 class _SampledSource:
     def __init__(self, payload: SampledCounts, rows: Tensor, dtype: torch.dtype, device: torch.device) -> None:
         _check_ids(payload.token_ids, payload.vocabulary_size)
+        check_draws(payload.offsets, payload.counts, payload.draws)
         self._payload, self._rows, self._dtype, self._device = payload, rows, dtype, device
         self._entropy = take_rows(payload.entropy, rows).to(device=device, dtype=dtype)[:, None]
 

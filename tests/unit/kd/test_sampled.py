@@ -145,3 +145,30 @@ def test_an_id_outside_the_vocabulary_is_refused() -> None:
     damaged = replace(payload, token_ids=torch.full_like(payload.token_ids, V))
     with pytest.raises(InvalidRequestError, match=f"token_ids of a sparse answer must be from 0 to {V - 1}"):
         kd_loss(torch.randn(2, V), damaged, temperature=1.0, alpha=0.0)
+
+
+@pytest.mark.parametrize(
+    ("offsets", "counts", "message"),
+    [
+        ([0, 2, 3], [2, 3, 4], "counts of sampled row 1 must be at least 1 each and 5 in all; they add up to 4"),
+        ([0, 2, 3], [7, -2, 5], "counts of sampled row 0 must be at least 1 each and 5 in all; they add up to 5"),
+        ([0, 1, 3], [5, 0, 5], "counts of sampled row 1 must be at least 1"),
+        ([0, 3, 3], [2, 2, 1], "offsets of sampled counts must rise from 0 to their 3 entries, by at least one a row"),
+        ([1, 2, 3], [2, 5, 5], "offsets of sampled counts"),
+        ([0, 1, 2], [5, 5, 5], "offsets of sampled counts"),
+    ],
+)
+def test_counts_that_are_not_the_draws_of_a_row_are_refused(
+    offsets: list[int], counts: list[int], message: str
+) -> None:
+    payload = SampledCounts(
+        torch.tensor(offsets),
+        torch.arange(3, dtype=torch.int32),
+        torch.tensor(counts, dtype=torch.int32),
+        torch.zeros(2),
+        draws=5,
+        temperature=1.0,
+        vocabulary_size=V,
+    )
+    with pytest.raises(InvalidRequestError, match=message):
+        kd_loss(torch.randn(2, V), payload, temperature=1.0, alpha=0.0)
