@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
 from itertools import pairwise
+from operator import index
 from typing import Literal
 
 from stillhouse.errors import InvalidRequestError
@@ -79,10 +80,15 @@ class Candidates:
     value_type: ValueType = "float32"
 
     def __init__(self, token_ids: Iterable[int] = (), value_type: ValueType = "float32") -> None:
-        object.__setattr__(self, "token_ids", tuple(int(token_id) for token_id in token_ids))
+        try:
+            object.__setattr__(self, "token_ids", tuple(map(index, token_ids)))
+        except TypeError as error:  # int() would make ids of floats and of the digits of a string
+            raise InvalidRequestError(f"candidates.token_ids must be integers; got {token_ids!r:.100}") from error
         object.__setattr__(self, "value_type", value_type)
         if not is_rising(self.token_ids):
-            raise InvalidRequestError("candidates.token_ids must be strictly increasing ids from 0 upwards")
+            raise InvalidRequestError(
+                f"candidates.token_ids must be strictly increasing from 0 upwards; got {first_fall(self.token_ids)}"
+            )
         _check_value_type("candidates.value_type", value_type, ("float32", "float16"))
 
 
@@ -92,6 +98,13 @@ Encoding = Dense | Hidden | TopK | Sampled | Candidates
 def is_rising(ids: SequenceOf[int]) -> bool:
     """Return whether ids are strictly increasing from 0 upwards, as an encoding names them."""
     return not ids or (ids[0] >= 0 and all(a < b for a, b in pairwise(ids)))
+
+
+def first_fall(ids: SequenceOf[int]) -> str:
+    """Return, for a message, where ids that are not rising stop being so."""
+    if ids[0] < 0:
+        return str(ids[0])
+    return next(f"{b} after {a}" for a, b in pairwise(ids) if b <= a)
 
 
 def _check_value_type(field: str, value: object, allowed: tuple[ValueType, ...]) -> None:

@@ -7,137 +7,35 @@ a teacher, and `check` the rest, against the teacher's own description. Knows no
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field
-from itertools import pairwise
+from numbers import Integral, Real
 from typing import Literal
 
-from stillhouse.encodings import Candidates, Dense, Encoding, Hidden, Sampled, TopK, is_rising
+from stillhouse.encodings import Candidates, Dense, Encoding, Hidden, Sampled, TopK
 from stillhouse.errors import (
     EncodingNotOfferedError,
     FingerprintMismatchError,
     InvalidRequestError,
     RequestTooLongError,
 )
+from stillhouse.sequence import MAX_TOKEN_ID, All, Explicit, From, Last, Positions, Sequence
 
 CacheMode = Literal["use", "refresh", "bypass"]
 """use: answer from the cache and remember; refresh: compute anew and overwrite; bypass: leave the cache alone."""
 
-MAX_TOKEN_ID = 2**32 - 1
-
-
-@dataclass(frozen=True, slots=True)
-class Last:
-    """The last position only."""
-
-
-@dataclass(frozen=True, slots=True)
-class All:
-    """Every position."""
-
-
-@dataclass(frozen=True, slots=True)
-class From:
-    """The position `start` and every one after it."""
-
-    start: int
-
-
-@dataclass(frozen=True, slots=True)
-class Explicit:
-    """Exactly these positions, strictly increasing."""
-
-    indices: tuple[int, ...]
-
-
-Positions = Last | All | From | Explicit
-
-
-@dataclass(frozen=True, slots=True)
-class Sequence:
-    """One sequence of token ids and what is asked about it.
-
-    `segment_lengths` are the lengths of the documents packed into it; empty means one document. Attention never
-    crosses from one to another and positions count from 0 in each. `positions` count over the whole sequence.
-    `candidate_ids` go with `Candidates()`: for each position asked for, as many strictly increasing ids as for every
-    other.
-    """
-
-    token_ids: tuple[int, ...]
-    segment_lengths: tuple[int, ...] = ()
-    positions: Positions = field(default_factory=Last)
-    candidate_ids: tuple[tuple[int, ...], ...] = ()
-
-    def __post_init__(self) -> None:
-        if not self.token_ids:
-            raise InvalidRequestError("token_ids must hold at least one id; got none")
-        if min(self.token_ids) < 0 or max(self.token_ids) > MAX_TOKEN_ID:
-            raise InvalidRequestError(f"token_ids must be from 0 to {MAX_TOKEN_ID}")
-        if self.segment_lengths:
-            if min(self.segment_lengths) < 1:
-                raise InvalidRequestError("segment_lengths must each be at least 1")
-            if sum(self.segment_lengths) != len(self.token_ids):
-                raise InvalidRequestError(
-                    f"segment_lengths must add up to the number of token_ids, {len(self.token_ids)}; "
-                    f"got {sum(self.segment_lengths)}"
-                )
-        self._check_positions()
-        if self.candidate_ids:
-            self._check_candidates()
-
-    def _check_positions(self) -> None:
-        length = len(self.token_ids)
-        match self.positions:
-            case From(start):
-                if not 0 <= start < length:
-                    raise InvalidRequestError(
-                        f"positions.from must be below the sequence's length {length}; got {start}"
-                    )
-            case Explicit(indices):
-                if not indices:
-                    raise InvalidRequestError("positions.explicit must name at least one position; got none")
-                if indices[0] < 0 or any(b <= a for a, b in pairwise(indices)):
-                    raise InvalidRequestError("positions.explicit must be strictly increasing from 0 upwards")
-                if indices[-1] >= length:
-                    raise InvalidRequestError(
-                        f"positions.explicit must be below the sequence's length {length}; got {indices[-1]}"
-                    )
-            case Last() | All():
-                pass
-
-    def _check_candidates(self) -> None:
-        if len(self.candidate_ids) != self.num_positions:
-            raise InvalidRequestError(
-                f"candidate_ids must name the ids of each of the {self.num_positions} positions asked for; "
-                f"got {len(self.candidate_ids)} lists"
-            )
-        if len(set(map(len, self.candidate_ids))) > 1 or not self.candidate_ids[0]:
-            raise InvalidRequestError("candidate_ids must name as many ids for each position, at least one")
-        if not all(map(is_rising, self.candidate_ids)):
-            raise InvalidRequestError("candidate_ids must be strictly increasing from 0 upwards for each position")
-
-    @property
-    def num_candidates(self) -> int:
-        """The number of ids that it names for each position; 0 where it names none."""
-        return len(self.candidate_ids[0]) if self.candidate_ids else 0
-
-    def position_indices(self) -> SequenceOf[int]:
-        """Return the positions asked for, as increasing indices into the sequence."""
-        length = len(self.token_ids)
-        match self.positions:
-            case Last():
-                return range(length - 1, length)
-            case All():
-                return range(length)
-            case From(start):
-                return range(start, length)
-            case Explicit(indices):
-                return indices
-
-    @property
-    def num_positions(self) -> int:
-        """The number of positions asked for."""
-        return len(self.position_indices())
+__all__ = [
+    "MAX_TOKEN_ID",
+    "All",
+    "CacheMode",
+    "Explicit",
+    "From",
+    "Last",
+    "Limits",
+    "LogitsRequest",
+    "Positions",
+    "Sequence",
+    "TeacherDescription",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,19 +89,23 @@ class LogitsRequest:
     expected_fingerprint: str = ""
 
     def __post_init__(self) -> None:
-        temperature = self.temperature
-        if isinstance(temperature, bool) or not isinstance(temperature, int | float):
+        temperature: object = self.temperature
+        if isinstance(temperature, bool) or not isinstance(temperature, Real):
             raise InvalidRequestError(f"temperature must be a number; got {temperature!r}")
-        if not (math.isfinite(temperature) and temperature > 0):
+        object.__setattr__(self, "temperature", float(temperature))
+        if not (math.isfinite(self.temperature) and self.temperature > 0):
             raise InvalidRequestError(f"temperature must be finite and above 0; got {temperature}")
-        if not 0 <= self.vocabulary_size <= MAX_TOKEN_ID + 1:
-            raise InvalidRequestError(f"vocabulary_size must be 0 or more; got {self.vocabulary_size}")
+        size: object = self.vocabulary_size
+        if isinstance(size, bool) or not isinstance(size, Integral) or not 0 <= size <= MAX_TOKEN_ID + 1:
+            raise InvalidRequestError(f"vocabulary_size must be an integer, 0 (all) or more; got {size!r}")
         if self.cache_mode not in ("use", "refresh", "bypass"):
             raise InvalidRequestError(f"cache_mode must be use, refresh or bypass; got {self.cache_mode!r}")
         if not isinstance(self.encoding, Encoding):
             raise InvalidRequestError(f"encoding must be one of {Encoding}; got {self.encoding!r}")
         names_its_own = isinstance(self.encoding, Candidates) and not self.encoding.token_ids
         for index, sequence in enumerate(self.sequences):
+            if not isinstance(sequence, Sequence):
+                raise InvalidRequestError(f"sequences[{index}] must be a Sequence; got {sequence!r:.100}")
             if bool(sequence.candidate_ids) != names_its_own:
                 raise InvalidRequestError(
                     f"sequences[{index}].candidate_ids must be given with an encoding Candidates that names no "
