@@ -96,7 +96,7 @@ class LogitsRequest:
         if not (math.isfinite(self.temperature) and self.temperature > 0):
             raise InvalidRequestError(f"temperature must be finite and above 0; got {temperature}")
         size: object = self.vocabulary_size
-        if isinstance(size, bool) or not isinstance(size, Integral) or not 0 <= size <= MAX_TOKEN_ID + 1:
+        if isinstance(size, bool) or not isinstance(size, Integral) or not 0 <= int(size) <= MAX_TOKEN_ID + 1:
             raise InvalidRequestError(f"vocabulary_size must be an integer, 0 (all) or more; got {size!r}")
         if self.cache_mode not in ("use", "refresh", "bypass"):
             raise InvalidRequestError(f"cache_mode must be use, refresh or bypass; got {self.cache_mode!r}")

@@ -129,6 +129,12 @@ class BackendConformance:
         padding = self.backend.forward([self._sequence(10, seed=10), self._sequence(4, seed=11)]).padding_tokens
         _check(isinstance(padding, int) and padding >= 0, f"padding_tokens is {padding!r}")
 
+    def test_a_batch_costs_no_less_for_a_sequence_more(self) -> None:
+        lengths = [3, 17, 1, _LONGEST, 17]
+        costs = [self.backend.padded_tokens(lengths[:end]) for end in range(1, len(lengths) + 1)]
+        _check(costs == sorted(costs), f"padded_tokens() of {lengths}, one after another, falls: {costs}")
+        _check(costs[0] >= lengths[0], f"padded_tokens({lengths[:1]}) is {costs[0]}, less than its tokens")
+
     def test_hidden_states_are_offered_with_the_head_that_explains_them(self) -> None:
         size, head = self.backend.describe().hidden_size, self.backend.output_head()
         _check((size > 0) == (head is not None), f"hidden_size is {size}, but output_head() is {type(head).__name__}")

@@ -68,9 +68,15 @@ def _opener(name: str) -> Callable[[TeacherSettings], object]:
     if name not in known:
         raise ConfigurationError(f"backend {name!r} is not installed; there are: {', '.join(sorted(known)) or 'none'}")
     try:
-        return cast("Callable[[TeacherSettings], object]", known[name].load())
-    except (ImportError, AttributeError) as error:
+        opener = known[name].load()
+    except Exception as error:  # what somebody else's module raises while it is imported knows no bounds
         raise ConfigurationError(f"backend {name!r} ({known[name].value}) cannot be imported: {error}") from error
+    if not callable(opener):
+        raise ConfigurationError(
+            f"backend {name!r} ({known[name].value}) names a {type(opener).__name__}, which cannot be called with the "
+            "settings: its entry point must name a TeacherBackend, or a function that opens one"
+        )
+    return cast("Callable[[TeacherSettings], object]", opener)
 
 
 def open_fixture(settings: TeacherSettings) -> TeacherBackend:

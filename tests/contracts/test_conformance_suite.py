@@ -146,6 +146,11 @@ class _ALittleNoise(_Altered):
         return HiddenRows(tuple(rows * (1 + 1e-6 * len(sequences)) for rows in super().forward(sequences).rows), 0)
 
 
+class _CheaperInCompany(_Altered):
+    def padded_tokens(self, lengths: Any) -> int:
+        return int(sum(lengths) / len(lengths))
+
+
 FAULTS: dict[str, Callable[[], TeacherBackend]] = {
     "test_its_description_names_all_that_an_answer_depends_on": _DescribesNothing,
     "test_its_tokens_have_a_fingerprint": _TokensWithoutFingerprint,
@@ -159,6 +164,7 @@ FAULTS: dict[str, Callable[[], TeacherBackend]] = {
     "test_rows_stay_as_they_were_when_another_batch_runs": _OneBuffer,
     "test_its_head_leaves_the_rows_alone": _ScalesInPlace,
     "test_padding_is_counted": _NegativePadding,
+    "test_a_batch_costs_no_less_for_a_sequence_more": _CheaperInCompany,
     "test_hidden_states_are_offered_with_the_head_that_explains_them": _ForgetsItsScale,
     "test_it_may_be_asked_from_another_thread": _OfOneThread,
     "test_the_longest_sequence_is_answered": _ShorterThanItSays,
@@ -186,14 +192,23 @@ def test_an_installed_backend_is_opened_by_its_name(tmp_path: Path, monkeypatch:
     distribution = tmp_path / "mean_backend-1.dist-info"
     distribution.mkdir()
     (distribution / "METADATA").write_text("Metadata-Version: 2.1\nName: mean-backend\nVersion: 1\n", encoding="utf-8")
-    points = (
-        "[stillhouse.backends]\nmean = mean_backend:MeanBackend\nbroken = mean_backend:Missing\nodd = builtins:str\n"
-    )
+    (tmp_path / "unreadable_backend.py").write_text("raise RuntimeError('no engine on this machine')", encoding="utf-8")
+    points = """[stillhouse.backends]
+mean = mean_backend:MeanBackend
+broken = mean_backend:Missing
+unreadable = unreadable_backend:Engine
+module = mean_backend
+odd = builtins:str
+"""
     (distribution / "entry_points.txt").write_text(points, encoding="utf-8")
     monkeypatch.syspath_prepend(str(tmp_path))
     assert open_backend(TeacherSettings(backend="mean")).describe().model == "mean"
     with pytest.raises(ConfigurationError, match=r"'broken' .* cannot be imported"):
         open_backend(TeacherSettings(backend="broken"))
+    with pytest.raises(ConfigurationError, match=r"'unreadable' .* cannot be imported: no engine on this machine"):
+        open_backend(TeacherSettings(backend="unreadable"))
+    with pytest.raises(ConfigurationError, match=r"'module' \(mean_backend\) names a module, which cannot be called"):
+        open_backend(TeacherSettings(backend="module"))
     with pytest.raises(ConfigurationError, match="opened a str, which is no TeacherBackend"):
         open_backend(TeacherSettings(backend="odd"))
     with pytest.raises(
