@@ -226,7 +226,7 @@ async def test_what_no_teacher_could_serve_is_refused_by_field(serve_teacher: Se
         stub = pb_grpc.TeacherServiceStub(channel)
         for message, code, text in (
             (pb.LogitsRequest(sequences=[pb.Sequence(token_ids=[size])], dense=pb.DenseEncoding()),
-             "INVALID_ARGUMENT", f"sequences[0].token_ids must be below the teacher's vocabulary size {size}; got {size}"),
+             "INVALID_ARGUMENT", f"token_ids must be below the teacher's vocabulary size {size}; got {size}"),
             (pb.LogitsRequest(sequences=[pb.Sequence()], dense=pb.DenseEncoding()),
              "INVALID_ARGUMENT", "sequences[0].token_ids must hold at least one id"),
             (pb.LogitsRequest(sequences=[pb.Sequence(token_ids=[1])], temperature=0, dense=pb.DenseEncoding()),
@@ -235,7 +235,7 @@ async def test_what_no_teacher_could_serve_is_refused_by_field(serve_teacher: Se
             (pb.LogitsRequest(sequences=[pb.Sequence(token_ids=[1] * 9000)], dense=pb.DenseEncoding()),
              "OUT_OF_RANGE", "sequences[0].token_ids: 9000 is over this teacher's limit of 8192 tokens"),
             (pb.LogitsRequest(sequences=[pb.Sequence(token_ids=[1])], hidden=pb.HiddenEncoding()),
-             "UNIMPLEMENTED", "encoding Hidden is not offered by this teacher; it offers Dense, TopK, Sampled, Candidates"),
+             "UNIMPLEMENTED", "Hidden is not offered by this teacher; it offers Dense, TopK, Sampled, Candidates"),
             (pb.LogitsRequest(expected_fingerprint="other", dense=pb.DenseEncoding()),
              "FAILED_PRECONDITION", "expected_fingerprint is other, but this teacher's is"),
         ):  # fmt: skip
