@@ -105,6 +105,7 @@ def test_loss_and_gradient_are_unbiased_where_a_renormalised_head_is_not(tempera
     tail: TopKTail = "renormalise"
     biased = kd_loss_and_gradient(student, head, temperature=temperature, alpha=0.0, top_k_tail=tail)
     assert abs(biased.loss - exact.loss) > 5 * float(error[0])
+    assert bool(((biased.gradient[0] - exact.gradient[0]).abs() > 5 * error[1:]).any())
 
 
 def test_one_softmax_serves_both_terms_whatever_the_chunk() -> None:
