@@ -20,7 +20,6 @@ from redis.exceptions import (
     NoPermissionError,
     OutOfMemoryError,
     ReadOnlyError,
-    RedisError,
     ResponseError,
 )
 from redis.exceptions import TimeoutError as RedisTimeoutError
@@ -85,7 +84,7 @@ class RedisLink:
                 if self._breaker.is_open and not is_try:
                     return None  # it failed others while this call waited for a connection
                 result = await _within(call(self._redis), seconds)
-        except (RedisError, OSError, TimeoutError) as error:
+        except Exception as error:  # noqa: BLE001 - what answers may be no Redis: whatever its bytes lead to
             self._failed(what, error)
             return None
         if self._breaker.is_open:
