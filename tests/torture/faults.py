@@ -6,21 +6,24 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 
 import grpc
 
 from stillhouse.encodings import Dense
 from stillhouse.messages import request_to_proto
-from stillhouse.request import All, LogitsRequest, Sequence
+from stillhouse.request import All, LogitsRequest
+from stillhouse.request import Sequence as Asked
 from stillhouse.teacher.v1 import teacher_service_pb2 as pb
 from stillhouse.teacher.v1 import teacher_service_pb2_grpc as pb_grpc
+from tests.torture.doors import ARROW, body_of
 from tests.torture.reference import VOCABULARY_SIZE
 from tests.torture.service_process import RedisProcess
 
@@ -37,7 +40,7 @@ def large_request(seed: int) -> LogitsRequest:
     """Return one whose answer is streamed in many chunks."""
     draw = random.Random(seed)
     rows = (tuple(draw.randrange(VOCABULARY_SIZE) for _ in range(LARGE_TOKENS)) for _ in range(LARGE_SEQUENCES))
-    return LogitsRequest(tuple(Sequence(row, (), All()) for row in rows), Dense(), cache_mode="bypass")
+    return LogitsRequest(tuple(Asked(row, (), All()) for row in rows), Dense(), cache_mode="bypass")
 
 
 def poison(redis: RedisProcess, draw: random.Random) -> int:
@@ -67,6 +70,23 @@ def swap(redis: RedisProcess) -> int:
             redis.client.set(key, values[other])
             swapped += values[key] != values[other]
     return swapped
+
+
+@asynccontextmanager
+async def nonsense_on(port: int, answers: Sequence[bytes]) -> AsyncIterator[list[bytes]]:
+    """Answer whatever is said on a port with these bytes, one after the other; yields what was said."""
+    heard: list[bytes] = []
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(OSError):
+            while data := await reader.read(65536):
+                writer.write(answers[len(heard) % len(answers)])
+                heard.append(data)
+                await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", port):
+        yield heard
 
 
 def _garbage(draw: random.Random) -> bytes:
@@ -121,6 +141,17 @@ async def never_reading(address: str, count: int) -> AsyncIterator[None]:
         calls = await asyncio.gather(*map(begin, range(count)))
         yield
         del calls
+
+
+@contextmanager
+def never_reading_over_http(address: str, count: int) -> Iterator[None]:
+    """Hold connections open on which a large answer was asked for, and of which nothing is read."""
+    with idle_connections(address, count) as connections:
+        for number, connection in enumerate(connections):
+            body = json.dumps(body_of(large_request(number))).encode()
+            head = f"POST /v1/logits HTTP/1.1\r\nhost: a\r\naccept: {ARROW}\r\ncontent-length: {len(body)}\r\n"
+            connection.sendall(f"{head}content-type: application/json\r\n\r\n".encode() + body)
+        yield
 
 
 class AsyncChannels:

@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 
-from tests.torture.faults import LARGE_ANSWER_BYTES, idle_connections, never_reading, readers, send_garbage
-from tests.torture.load import Load, load_on, watching
+from tests.torture.doors import grpc_door
+from tests.torture.faults import (
+    LARGE_ANSWER_BYTES,
+    idle_connections,
+    never_reading,
+    never_reading_over_http,
+    readers,
+    send_garbage,
+)
+from tests.torture.load import Load, known_requests, load_on, watching
 from tests.torture.mix import scaled
 from tests.torture.reference import Reference
 from tests.torture.service_process import ServiceProcess, serving, wait_until
@@ -25,7 +34,7 @@ NUM_CONNECTIONS = 1000
 OPEN_FILES = 1024
 
 SEND_STALL_SECONDS = 4.0
-MAX_HELD_BYTES = 8 * LARGE_ANSWER_BYTES
+MAX_HELD_BYTES = 16 * LARGE_ANSWER_BYTES
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +81,29 @@ async def test_clients_that_vanish_in_the_midst_of_an_answer(service: ServicePro
     assert after >= cancelled + scaled(6), "none vanished in the midst of an answer"
 
 
+async def test_clients_that_change_their_minds(service: ServiceProcess, reference: Reference) -> None:
+    """They ask what others ask too, and hang up at any moment: before the queue, in it, computing, while sent."""
+    requests = known_requests(reference)[:100]
+
+    async def one(seed: int, until: float) -> int:
+        draw, left = random.Random(seed), 0
+        async with grpc_door(service.grpc) as door:
+            while time.monotonic() < until:
+                request = draw.choice(requests)
+                ask = door.ask(request) if draw.random() < 0.5 else door.stream(request)
+                try:
+                    await asyncio.wait_for(ask, draw.uniform(0, 0.05))
+                except TimeoutError:
+                    left += 1
+        return left
+
+    async with loaded(service, reference):
+        until = time.monotonic() + scaled(SECONDS, 2)
+        left = await asyncio.gather(*(one(seed, until) for seed in range(16)))
+        assert sum(left) > 50
+    assert service.metric("teacher_requests_total", code="CANCELLED") > 10
+
+
 async def test_clients_that_send_garbage_to_both_doors(service: ServiceProcess, reference: Reference) -> None:
     async with loaded(service, reference) as load:
         seconds = scaled(SECONDS, 2)
@@ -92,15 +124,16 @@ async def test_clients_that_never_read(service: ServiceProcess, reference: Refer
         before = service.rss_bytes()
         with watching(service) as samples:
             async with never_reading(service.grpc, NUM_READERS):
-                assert load.in_flight > 0
-                await asyncio.to_thread(
-                    wait_until,
-                    lambda: service.metric("teacher_shed_total", reason="not_read") >= not_read + NUM_READERS,
-                    SEND_STALL_SECONDS + 30,
-                    "the end of the answers that nobody reads",
-                )
-                await load.until_answered(20)
-        assert max(samples.held_bytes) >= NUM_READERS * LARGE_ANSWER_BYTES
+                with never_reading_over_http(service.http, NUM_READERS):
+                    assert load.in_flight > 0
+                    await asyncio.to_thread(
+                        wait_until,
+                        lambda: service.metric("teacher_shed_total", reason="not_read") >= not_read + NUM_READERS,
+                        SEND_STALL_SECONDS + 30,
+                        "the end of the answers that nobody reads",
+                    )
+                    await load.until_answered(20)
+        assert max(samples.held_bytes) >= 2 * NUM_READERS * LARGE_ANSWER_BYTES
         assert max(samples.held_bytes) <= MAX_HELD_BYTES
         assert max(samples.rss_bytes) < before + 2 * MAX_HELD_BYTES
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from tests.torture.faults import poison, swap
+from tests.torture.faults import nonsense_on, poison, swap
 from tests.torture.load import Load, load_on
 from tests.torture.mix import scaled
 from tests.torture.reference import Reference
@@ -135,6 +135,23 @@ async def test_redis_read_only(struck: Struck) -> None:
     assert await struck.lookups("hit") > hits
     struck.redis.client.replicaof("NO", "ONE")
     await struck.has_cache_again()
+
+
+OTHER_ANSWERS = (b"+OK\r\n", b"*0\r\n", b":7\r\n", b"$-1\r\n", b"*1\r\n+x\r\n", b"+OK\r\n" * 50, b"-WHAT now\r\n")
+
+
+@pytest.mark.parametrize("answers", [(random.Random(1).randbytes(500),), OTHER_ANSWERS], ids=["noise", "another_kind"])
+async def test_something_else_answers_in_its_place(struck: Struck, answers: tuple[bytes, ...]) -> None:
+    """Noise, or well-formed answers of another kind or length than the question's."""
+    for number in range(len(answers)):
+        struck.redis.signal(signal.SIGKILL)
+        async with nonsense_on(struck.redis.port, [*answers[number:], *answers[:number]]) as heard:
+            async with asyncio.timeout(RECOVERY_SECONDS):
+                while not heard:  # noqa: ASYNC110 - a state in another process
+                    await asyncio.sleep(0.05)
+            await struck.load.until_answered(20)
+        struck.redis.start()
+        await struck.has_cache_again()
 
 
 async def refuse_writes(struck: Struck, **config: str) -> None:
