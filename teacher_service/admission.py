@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from stillhouse.errors import OverloadedError, TeacherTimeoutError, TeacherUnavailableError
-from teacher_service.auth import ANONYMOUS, Access, Caller
+from teacher_service.auth import Access, Caller
 from teacher_service.metrics import Metrics
 
 # A caller over its limit waits for its own requests, of whose length nothing is known here.
@@ -63,7 +63,7 @@ class Admission:
         caller = self.access.check(authorization, "teacher")
         if self._is_draining:
             raise TeacherUnavailableError(_DRAINING)
-        if caller.name != ANONYMOUS and self._in_flight[caller.name] >= self._max_requests_per_token:
+        if not self.access.is_open and self._in_flight[caller.name] >= self._max_requests_per_token:
             self._metrics.shed.labels("token").inc()
             raise OverloadedError(
                 f"{caller.name} has {self._max_requests_per_token} requests in flight, the most of one token; "

@@ -7,21 +7,28 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from stillhouse.errors import ConfigurationError
 from stillhouse.teacher.v1 import teacher_service_pb2 as pb
 from stillhouse.teacher.v1 import teacher_service_pb2_grpc as pb_grpc
 from teacher_service.admission import Admission
-from teacher_service.grpc_gate import HEALTH_NAME, Gate
+from teacher_service.grpc_gate import HEALTH_MESSAGE_BYTES, HEALTH_NAME, Gate
 from teacher_service.lifecycle import Lifecycle
 from teacher_service.metrics import Metrics
 from teacher_service.servicer import TeacherServicer
 from teacher_service.settings import TeacherSettings
 
+Context = grpc.aio.ServicerContext[Any, Any]
+
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["TeacherService"].full_name
+
+# What health is told of: all of this process, by no name, and the service.
+_SERVICES = ("", SERVICE_NAME)
 
 # A client that dials and says nothing, or breaks off in the middle of a handshake.
 _HANDSHAKE_SECONDS = 10
@@ -39,10 +46,22 @@ _MAX_METADATA_BYTES = 16 * 1024
 _MAX_STREAMS_PER_CONNECTION = 1024
 
 
-def server_options(settings: TeacherSettings) -> list[tuple[str, int]]:
+class HealthServicer(health.aio.HealthServicer):  # type: ignore[misc,name-defined]  # its stubs know the threaded one only
+    """Answers what health's package leaves out, too."""
+
+    async def List(  # noqa: N802 - the contract's name
+        self, request: health_pb2.HealthListRequest, context: Context
+    ) -> health_pb2.HealthListResponse:
+        """Say how it stands with everything that `Check` knows."""
+        del request
+        known = {name: await self.Check(health_pb2.HealthCheckRequest(service=name), context) for name in _SERVICES}
+        return health_pb2.HealthListResponse(statuses=known)
+
+
+def server_options(settings: TeacherSettings, max_received_bytes: int) -> list[tuple[str, int]]:
     """Return gRPC's own bounds; times in milliseconds there."""
     return [
-        ("grpc.max_receive_message_length", settings.max_message_bytes),
+        ("grpc.max_receive_message_length", max_received_bytes),
         ("grpc.max_send_message_length", settings.max_message_bytes),
         ("grpc.max_metadata_size", _MAX_METADATA_BYTES),
         ("grpc.absolute_max_metadata_size", 2 * _MAX_METADATA_BYTES),
@@ -66,10 +85,12 @@ class GrpcDoor:
 
     def __init__(self, lifecycle: Lifecycle, metrics: Metrics, admission: Admission, settings: TeacherSettings) -> None:
         self._gate = gate = Gate(admission, metrics, send_stall_seconds=settings.send_stall_seconds)
-        options = server_options(settings)
+        options, health_options = (
+            server_options(settings, size) for size in (settings.max_message_bytes, HEALTH_MESSAGE_BYTES)
+        )
         self._server = grpc.aio.server(interceptors=[gate], options=options)
-        self._health_server = grpc.aio.server(interceptors=[gate], options=options)
-        self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]  # its stubs know the threaded one only
+        self._health_server = grpc.aio.server(interceptors=[gate], options=health_options)
+        self._health = HealthServicer()
         servicer = TeacherServicer(lifecycle, metrics, settings.max_message_bytes)
         pb_grpc.add_TeacherServiceServicer_to_server(servicer, self._server)
         for server in (self._server, self._health_server):
@@ -79,11 +100,21 @@ class GrpcDoor:
             reflection.enable_server_reflection(names, self._server)
 
     async def open(self, address: str, credentials: grpc.ServerCredentials | None = None) -> int:
-        """Listen on host:port, not yet serving; return the port."""
-        if credentials is None:
-            port = self._server.add_insecure_port(address)
-        else:
-            port = self._server.add_secure_port(address, credentials)
+        """Listen on host:port, not yet serving; return the port.
+
+        Raises:
+            ConfigurationError: gRPC cannot listen there.
+        """
+        try:
+            if credentials is None:
+                port = self._server.add_insecure_port(address)
+            else:
+                port = self._server.add_secure_port(address, credentials)
+        except RuntimeError:
+            # It has said on stderr why.
+            raise ConfigurationError(
+                f"grpc_port: gRPC cannot listen on {address}; write the host out in full"
+            ) from None
         await self.set_serving(serving=False)
         self._gate.port = port
         await self._server.start()
@@ -97,7 +128,7 @@ class GrpcDoor:
     async def set_serving(self, *, serving: bool) -> None:
         """Say to health checks whether requests are accepted."""
         status = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
-        for name in ("", SERVICE_NAME):
+        for name in _SERVICES:
             await self._health.set(name, status)
 
     async def close(self, grace_seconds: float) -> None:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import inspect
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, nullcontext, suppress
 from typing import Any, TypeAlias, cast
 
 import grpc
@@ -22,22 +22,30 @@ from stillhouse.errors import (
     InvalidRequestError,
     OverloadedError,
     PermissionDeniedError,
+    RequestTooLongError,
     TeacherError,
     TeacherTimeoutError,
     UnauthenticatedError,
 )
-from stillhouse.status import status_of
+from stillhouse.status import Status, status_of
 from teacher_service.admission import Admission
 from teacher_service.connections import close_connection
 from teacher_service.metrics import Metrics
 
 HEALTH_NAME = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
-OPEN_METHODS = frozenset({f"/{HEALTH_NAME}/Check", f"/{HEALTH_NAME}/Watch"})
+OPEN_METHODS = frozenset(f"/{HEALTH_NAME}/{name}" for name in ("Check", "List", "Watch"))
 """What needs no token."""
 
 _WATCH = f"/{HEALTH_NAME}/Watch"
 # A watcher costs a stream for as long as it likes and needs no token; a probe asks with Check.
 _MAX_WATCHERS = 64
+HEALTH_MESSAGE_BYTES = 4096
+"""The most that a question about health has; where nothing else is answered, gRPC itself sees to it."""
+
+# Where it does not, it takes any message up to the largest of all, from callers without a token too: with more of them
+# under way at once, the oldest is given up.
+_MAX_UNREAD_QUESTIONS = 4
+_QUESTION_SECONDS = 10.0
 
 # Slower than this a caller does not take an answer in one message; larger ones are streamed.
 _SLOWEST_BYTES_PER_SECOND = 2**18
@@ -59,6 +67,7 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic to 
         self._metrics = metrics
         self._send_stall_seconds = send_stall_seconds
         self.num_watchers = 0
+        self._unread_questions: list[asyncio.Timeout] = []
         self.port = 0
         """Where the server listens, once it does."""
 
@@ -71,10 +80,10 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic to 
         method = handler_call_details.method
         # None where there is no such method; the stubs do not know that.
         handler: Handler | None = await continuation(handler_call_details)
-        if method == _WATCH and handler is not None:
-            return self._behind(handler, "Watch", lambda _: self._watching())
+        name = method.rpartition("/")[2]
         if method in OPEN_METHODS and handler is not None:
-            return handler
+            entering = self._watching if method == _WATCH else nullcontext
+            return self._behind(handler, name, lambda _: entering(), self._hearing)
         metadata = dict(handler_call_details.invocation_metadata or ())
         authorization = _text(metadata.get("authorization"))
 
@@ -84,12 +93,16 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic to 
         if handler is None:
             # Whoever has no token does not even learn what exists.
             return self._behind(grpc.unary_unary_rpc_method_handler(cast("Any", _unknown)), "other", admitted)
-        return self._behind(handler, method.rpartition("/")[2], admitted)
+        return self._behind(handler, name, admitted)
 
     def _behind(
-        self, handler: Handler, name: str, entering: Callable[[Context], AbstractAsyncContextManager[None]]
+        self,
+        handler: Handler,
+        name: str,
+        entering: Callable[[Context], AbstractAsyncContextManager[None]],
+        hearing: Callable[[], AbstractAsyncContextManager[int | None]] = nullcontext,
     ) -> Handler:
-        """Return `handler` with everything that holds for every call around it.
+        """Return `handler` with everything that holds for every call around it, and `hearing` around its reading.
 
         As one that takes a stream of requests, whatever it is: on the wire they look the same, and gRPC then leaves
         the reading to us.
@@ -99,23 +112,25 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic to 
         read = handler.request_deserializer or _as_it_is
 
         async def asked(requests: AsyncIterator[bytes]) -> Any:
-            return _each(requests, read) if handler.request_streaming else await _only(requests, read)
+            if handler.request_streaming:
+                return _each(requests, read)
+            async with hearing() as max_bytes:
+                return await _only(requests, read, max_bytes)
 
         async def answer_once(requests: AsyncIterator[bytes], context: Context) -> Any:
-            async with self._counted(name, context), entering(context):
+            answer = None
+            async with self._counted(name, context) as outcome, entering(context):
                 answer = await behaviour(await asked(requests), context)
                 self._expect_sent(context, answer.ByteSize())
-                return answer
+            await outcome.tell(context)
+            return answer
 
         async def answer_with_many(requests: AsyncIterator[bytes], context: Context) -> None:
-            async with self._counted(name, context), entering(context):
+            async with self._counted(name, context) as outcome, entering(context):
                 answering = behaviour(await asked(requests), context)
-                if not inspect.isasyncgen(answering):
-                    await answering
-                    return
-                async with aclosing(answering) as messages:
-                    async for message in messages:
-                        await self._send(context, message)
+                sends_itself = not inspect.isasyncgen(answering)
+                await (answering if sends_itself else self._send_all(context, answering))
+            await outcome.tell(context)
 
         write = handler.response_serializer
         if handler.response_streaming:
@@ -133,6 +148,24 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic to 
             yield
 
     @asynccontextmanager
+    async def _hearing(self) -> AsyncIterator[int]:
+        """Bound the reading of a question about health: those who take long make room for those who come."""
+        if len(self._unread_questions) >= _MAX_UNREAD_QUESTIONS:
+            self._unread_questions.pop(0).reschedule(asyncio.get_running_loop().time())
+        try:
+            async with asyncio.timeout(_QUESTION_SECONDS) as bound:
+                self._unread_questions.append(bound)
+                yield HEALTH_MESSAGE_BYTES
+        except TimeoutError as error:
+            if not bound.expired():
+                raise
+            self._metrics.shed.labels("not_heard").inc()
+            raise TeacherTimeoutError("the question did not come in time; a health check has a few bytes") from error
+        finally:
+            with suppress(ValueError):
+                self._unread_questions.remove(bound)
+
+    @asynccontextmanager
     async def _watching(self) -> AsyncIterator[None]:
         if self.num_watchers >= _MAX_WATCHERS:
             self._metrics.shed.labels("watchers").inc()
@@ -143,10 +176,18 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic to 
         finally:
             self.num_watchers -= 1
 
+    async def _send_all(self, context: Context, answering: AsyncGenerator[Any, None]) -> None:
+        async with aclosing(answering) as messages:
+            async for message in messages:
+                await self._send(context, message)
+
     async def _send(self, context: Context, message: Any) -> None:
         try:
             async with asyncio.timeout(self._send_stall_seconds) as bound:
                 await context.write(message)
+        except grpc.aio.InternalError as error:
+            # The connection broke under the write: the caller has gone, which gRPC says a moment later.
+            raise asyncio.CancelledError from error
         except TimeoutError as error:
             if not bound.expired():
                 raise
@@ -168,33 +209,54 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic to 
         logger.warning("answer_not_read", closed=close_connection(context.peer(), self.port))
 
     @asynccontextmanager
-    async def _counted(self, method: str, context: Context) -> AsyncIterator[None]:
-        """Count a call, and turn whatever it raises into its status."""
+    async def _counted(self, method: str, context: Context) -> AsyncIterator[_Outcome]:
+        """Count a call; whatever it raises becomes the outcome's status."""
         started = time.monotonic()
+        outcome = _Outcome()
         code = grpc.StatusCode.OK
         try:
-            yield
+            yield outcome
         except asyncio.CancelledError:
             code = grpc.StatusCode.CANCELLED
+            raise
+        except grpc.aio.AbortError:
+            # Its own words have been said: health and reflection know no errors of ours.
+            code = context.code()
             raise
         except Exception as error:
             if isinstance(error, UnauthenticatedError | PermissionDeniedError):
                 self._metrics.refused.labels(type(error).__name__).inc()
             elif not isinstance(error, TeacherError):
                 logger.exception("call_failed", method=method)
-            status = status_of(error)
-            code = status.code
-            context.set_trailing_metadata(status.trailing_metadata)
-            with suppress(TimeoutError):
-                async with asyncio.timeout(_STATUS_SECONDS):
-                    await context.abort(status.code, status.message)
+            outcome.status = status_of(error)
+            code = outcome.status.code
         finally:
             self._metrics.requests.labels(method, code.name).inc()
             self._metrics.request_duration.labels(method).observe(time.monotonic() - started)
 
 
-async def _only(requests: AsyncIterator[bytes], read: Callable[[bytes], Any]) -> Any:
+class _Outcome:
+    """How a call has failed, told apart from where it did.
+
+    gRPC ends a call by an exception that it keeps beside the call, so that both live until Python looks for cycles,
+    with all that the exception's frames hold: from where a call fails, that would be its message.
+    """
+
+    status: Status | None = None
+
+    async def tell(self, context: Context) -> None:
+        """End the call with its status."""
+        if self.status is not None:
+            context.set_trailing_metadata(self.status.trailing_metadata)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_STATUS_SECONDS):
+                    await context.abort(self.status.code, self.status.message)
+
+
+async def _only(requests: AsyncIterator[bytes], read: Callable[[bytes], Any], max_bytes: int | None) -> Any:
     async for data in requests:
+        if max_bytes is not None and len(data) > max_bytes:
+            raise RequestTooLongError(f"the message has {len(data)} bytes, over the limit of {max_bytes}")
         return _message(data, read)
     raise InvalidRequestError("the call held no message")
 

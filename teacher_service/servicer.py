@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from itertools import islice
 from typing import Any, cast
 
 import grpc
@@ -17,6 +18,7 @@ from stillhouse.chunks import split
 from stillhouse.encodings import ValueType
 from stillhouse.errors import FingerprintMismatchError, InvalidRequestError, RequestTooLongError
 from stillhouse.messages import description_to_proto, request_from_proto
+from stillhouse.request import Limits, LogitsRequest
 from stillhouse.teacher.v1 import teacher_service_pb2 as pb
 from stillhouse.teacher.v1 import teacher_service_pb2_grpc as pb_grpc
 from teacher_service.lifecycle import Lifecycle
@@ -25,6 +27,9 @@ from teacher_service.teacher import EncodedAnswer, Teacher
 
 # Beside the payloads a message holds field tags, timing and the fingerprint.
 _MESSAGE_OVERHEAD_BYTES = 4096
+
+# A request of more numbers than this is read beside the event loop, one at a time: each becomes an object.
+_MANY_NUMBERS = 2**16
 
 _VALUE_TYPES: dict[int, ValueType | None] = {
     pb.VALUE_TYPE_UNSPECIFIED: None,
@@ -42,6 +47,7 @@ class TeacherServicer(pb_grpc.TeacherServiceServicer):
         self._lifecycle = lifecycle
         self._metrics = metrics
         self._max_message_bytes = max_message_bytes
+        self._reading = asyncio.Lock()
 
     async def GetTeacher(self, request: pb.GetTeacherRequest, context: Context) -> pb.GetTeacherResponse:  # noqa: N802 - the contract's name
         """Say what is served."""
@@ -101,7 +107,7 @@ class TeacherServicer(pb_grpc.TeacherServiceServicer):
     @asynccontextmanager
     async def _answering(self, message: pb.LogitsRequest, max_bytes: int | None) -> AsyncIterator[EncodedAnswer]:
         teacher: Teacher = self._lifecycle.teacher
-        request = request_from_proto(message)
+        request = await self._read(message, teacher.description.limits)
         size = teacher.check(request)
         if max_bytes is not None and size > max_bytes:
             raise RequestTooLongError(
@@ -111,6 +117,24 @@ class TeacherServicer(pb_grpc.TeacherServiceServicer):
         async with teacher.answering(request) as answer:
             self._metrics.response_bytes.labels(type(request.encoding).__name__).inc(answer.num_bytes)
             yield answer
+
+    async def _read(self, message: pb.LogitsRequest, limits: Limits) -> LogitsRequest:
+        """Read a request of a size within the limits: a message has room for hundreds of times as much."""
+        counts = [len(sequence.token_ids) for sequence in islice(message.sequences, limits.max_sequences)]
+        if len(message.sequences) > limits.max_sequences or sum(counts) > limits.max_request_tokens:
+            raise RequestTooLongError(
+                f"sequences: {len(message.sequences)} with {sum(counts)} tokens or more are over this teacher's limits "
+                f"of {limits.max_sequences} and {limits.max_request_tokens}; send several requests"
+            )
+        if sum(map(_num_numbers, message.sequences)) < _MANY_NUMBERS:
+            return request_from_proto(message)
+        async with self._reading:
+            return await asyncio.to_thread(request_from_proto, message)
+
+
+def _num_numbers(sequence: pb.Sequence) -> int:
+    fields = (sequence.token_ids, sequence.segment_lengths, sequence.explicit.indices, sequence.candidate_ids)
+    return sum(map(len, fields))
 
 
 def _value_type(request: pb.GetOutputHeadRequest) -> ValueType | None:

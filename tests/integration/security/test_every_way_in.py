@@ -24,7 +24,7 @@ from tests.integration.security.conftest import Authorities, Pem, ServeTeacher
 
 TOKEN, SCRAPE_TOKEN, WRONG_TOKEN = "right-token-0123456789", "scrape-token-0123456789", "wrong-token-0123456789"
 
-OPEN_RPCS = {"/grpc.health.v1.Health/Check", "/grpc.health.v1.Health/Watch"}
+OPEN_RPCS = {f"/grpc.health.v1.Health/{name}" for name in ("Check", "List", "Watch")}
 OPEN_ROUTES = {("GET", "/livez"), ("GET", "/readyz")}
 SCRAPE_ROUTES = {("GET", "/metrics")}
 
@@ -133,6 +133,9 @@ async def test_what_is_open_needs_no_token_and_says_no_more_than_the_status(serv
         watching = stub.Watch(request)
         assert (await watching.read()).status == health_pb2.HealthCheckResponse.SERVING
         watching.cancel()
+        listed = (await stub.List(health_pb2.HealthListRequest())).statuses
+        assert set(listed) == {"", "stillhouse.teacher.v1.TeacherService"}
+        assert {one.status for one in listed.values()} == {health_pb2.HealthCheckResponse.SERVING}
         assert (await http.get("/livez")).json() == {"status": "alive"}
         assert (await http.get("/readyz")).json() == {"status": "ready"}
 
