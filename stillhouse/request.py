@@ -46,7 +46,7 @@ class Limits:
     max_sequence_tokens: int = 8192
     max_request_tokens: int = 131_072
     max_top_k: int = 4096
-    max_draws: int = 65_535
+    max_draws: int = 4096
     max_candidates: int = 4096
     max_message_bytes: int = 64 * 2**20
 

@@ -54,7 +54,7 @@ def test_what_is_named_is_asked_for(text: str, expected: Encoding) -> None:
     ("text", "message"),
     [
         ("top_k:101", "this teacher's limit is 100 ids"),
-        ("sampled:70000", "this teacher's limit is 65535 draws"),
+        ("sampled:70000", "this teacher's limit is 4096 draws"),
         ("candidates:3,100", "ids must be below the shared vocabulary 100"),
     ],
 )
