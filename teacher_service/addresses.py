@@ -6,6 +6,7 @@ Knows nothing of what is served there.
 from __future__ import annotations
 
 import socket
+from ipaddress import IPv6Address, ip_address
 from pathlib import Path
 
 from stillhouse.errors import ConfigurationError
@@ -43,9 +44,10 @@ def address_of(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def is_loopback(host: str) -> bool:
+def is_loopback(bound: socket.socket) -> bool:
     """Return whether only this machine can reach what listens there."""
-    return host == "localhost" or host.startswith("127.") or host == "::1"
+    address = ip_address(bound.getsockname()[0].partition("%")[0])
+    return ((address.ipv4_mapped if isinstance(address, IPv6Address) else None) or address).is_loopback
 
 
 def bind_unix(path: Path) -> socket.socket:

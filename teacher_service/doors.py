@@ -81,7 +81,7 @@ class Doors:
                 await self._plain.open(plain_socket)
             self._http.open(http_socket)
             undo.pop_all()
-        self._announce()
+        self._announce(is_wide=not is_loopback(http_socket))
 
     async def set_serving(self, *, serving: bool) -> None:
         """Say to health checks whether requests are accepted."""
@@ -107,12 +107,12 @@ class Doors:
         http = f"{scheme}://{address_of(host, self.http_port)}"
         return {"grpc": address_of(host, self.grpc_port), "http": http, **plain}
 
-    def _announce(self) -> None:
+    def _announce(self, *, is_wide: bool) -> None:
         host = self._settings.host
         logger.info("listening", **self._named(host))
         if self._tls is None and "plain_port" in self._settings.model_fields_set:
             logger.warning("setting_without_effect", setting="plain_port", reason="tls_certificate is not set")
-        if is_loopback(host):
+        if not is_wide:
             return
         if self._is_open_to_all:
             logger.warning("open_to_all", host=host, remedy="set TEACHER_TOKENS or tokens_file, or bind to 127.0.0.1")

@@ -17,6 +17,7 @@ from pathlib import Path
 import structlog
 
 from stillhouse.errors import ConfigurationError, StillhouseError
+from stillhouse.logs import without_folders
 from teacher_service.admission import Admission
 from teacher_service.auth import Access
 from teacher_service.backends import TeacherBackend, open_backend
@@ -66,7 +67,7 @@ class TeacherService:
         self._watching: set[asyncio.Task[None]] = set()
         self._teacher: Teacher | None = None
         self._stopping = asyncio.Event()
-        self._is_closed = False
+        self._is_open = self._is_closed = False
 
     @property
     def grpc_port(self) -> int:
@@ -95,6 +96,11 @@ class TeacherService:
             ConfigurationError: a port is taken, or the address is none of this machine's.
         """
         await self._doors.open()
+        self._is_open = True
+        # One of a process that was killed: nobody must take it for ours.
+        self._remove_ready_file()
+        if not any(token.scope == "teacher" for token in self._access.tokens) and not self._access.is_open:
+            logger.warning("nobody_may_ask", reason="no token has the scope teacher", remedy="set TEACHER_TOKENS too")
         tokens_file = self._settings.tokens_file
         if tokens_file is not None:
             if is_readable_by_all(tokens_file):
@@ -118,9 +124,11 @@ class TeacherService:
             raise
         except Exception as error:  # what third-party model code raises knows no bounds
             logger.exception("loading_failed")
-            raise ConfigurationError(
-                f"model {self._settings.model!r} cannot be served: {type(error).__name__}: {error}"
-            ) from error
+            backend_name, model = self._settings.backend, self._settings.model
+            what = f"backend {backend_name!r}" if model is None else f"model {model!r}"
+            # The operator named the model; other folders of this machine are told to nobody.
+            told = without_folders(f"{type(error).__name__}: {error}")
+            raise ConfigurationError(f"{what} cannot be served: {told}") from error
         if self._cache is not None:
             await self._cache.ping()
         self._teacher = Teacher(backend, self._cache, self._executor, self.metrics, self._settings)
@@ -165,8 +173,9 @@ class TeacherService:
         self.lifecycle.drain()
         self._admission.drain()
         await self._doors.set_serving(serving=False)
-        if self._settings.ready_file is not None:
-            self._settings.ready_file.unlink(missing_ok=True)
+        if self._is_open:
+            # Else it may be that of the service that holds our ports.
+            self._remove_ready_file()
         if self._teacher is not None:
             await self._finish_work()
         await self._doors.close()
@@ -202,7 +211,14 @@ class TeacherService:
             lease_seconds=self._settings.cache_lease_seconds,
         )
 
+    def _remove_ready_file(self) -> None:
+        if self._settings.ready_file is not None:
+            self._settings.ready_file.unlink(missing_ok=True)
+
     def _write_ready_file(self, path: Path) -> None:
         aside = path.with_name(f"{path.name}.{os.getpid()}")
-        aside.write_text(json.dumps({**self._doors.addresses(), "pid": os.getpid()}), encoding="utf-8")
-        aside.replace(path)
+        try:
+            aside.write_text(json.dumps({**self._doors.addresses(), "pid": os.getpid()}), encoding="utf-8")
+            aside.replace(path)
+        except OSError as error:
+            raise ConfigurationError(f"ready_file: {path} cannot be written: {error.strerror or error}") from error

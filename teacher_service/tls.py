@@ -22,10 +22,9 @@ from cryptography.hazmat.primitives import serialization
 from stillhouse.errors import ConfigurationError
 from teacher_service.metrics import Metrics
 from teacher_service.settings import TeacherSettings
+from teacher_service.watched_files import read_watched_file
 
 CHECK_SECONDS = 1.0
-
-_MAX_FILE_BYTES = 2**20
 
 logger = structlog.get_logger(__name__)
 
@@ -158,8 +157,10 @@ def read_certificates(settings: TeacherSettings) -> Certificates:
     Raises:
         ConfigurationError: a file that is missing, that is no PEM, or a key that is encrypted or another's.
     """
-    chain = _read_file("tls_certificate", settings.tls_certificate)
-    key = _read_file("tls_key", settings.tls_key)
+    assert settings.tls_certificate is not None  # noqa: S101 - whoever asks has seen to it,
+    assert settings.tls_key is not None  # noqa: S101 - and the settings to this
+    chain = read_watched_file("tls_certificate", settings.tls_certificate)
+    key = read_watched_file("tls_key", settings.tls_key)
     certificate = _certificates("tls_certificate", settings.tls_certificate, chain)[0]
     try:
         private = serialization.load_pem_private_key(key, None)
@@ -177,22 +178,13 @@ def read_certificates(settings: TeacherSettings) -> Certificates:
         )
     client_ca = None
     if settings.tls_client_ca is not None:
-        client_ca = _read_file("tls_client_ca", settings.tls_client_ca)
+        client_ca = read_watched_file("tls_client_ca", settings.tls_client_ca)
         _certificates("tls_client_ca", settings.tls_client_ca, client_ca)
     return Certificates(chain, key, client_ca, certificate.not_valid_before_utc, certificate.not_valid_after_utc)
 
 
-def _certificates(setting: str, path: Path | None, data: bytes) -> list[x509.Certificate]:
+def _certificates(setting: str, path: Path, data: bytes) -> list[x509.Certificate]:
     try:
         return x509.load_pem_x509_certificates(data)
     except ValueError as error:
         raise ConfigurationError(f"{setting}: {path} holds no certificate in PEM form") from error
-
-
-def _read_file(setting: str, path: Path | None) -> bytes:
-    assert path is not None  # noqa: S101 - the settings see to it
-    try:
-        with path.open("rb") as file:
-            return file.read(_MAX_FILE_BYTES)
-    except OSError as error:
-        raise ConfigurationError(f"{setting}: {path} cannot be read: {error.strerror or error}") from None

@@ -6,8 +6,8 @@ The file has one token a line:
     trainer    3yEbfgUCGTrIsDOmvRqnHQ
     prometheus 0hRzNmeTzXNGJZdZvkCwbg     metrics
 
-SCOPE is `teacher` (the default: everything) or `metrics`. A line of one word is a token without a name. Two lines of
-one name are one caller with two tokens: so a token is changed with nobody refused meanwhile. No message repeats one.
+SCOPE is `teacher` (the default: everything) or `metrics`. A line of one word is a token named for its line. Two lines
+of one name are one caller with two tokens: so a token is changed with nobody refused meanwhile. No message repeats one.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from pydantic import SecretStr
 from stillhouse.errors import ConfigurationError
 from teacher_service.auth import Scope, Token
 from teacher_service.settings import TeacherSettings
+from teacher_service.watched_files import read_watched_file
 
 _SHORTEST_TOKEN = 16
 # What a header can carry as one word.
 _TOKEN = re.compile(r"[\x21-\x7e]+")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
 
-_MAX_FILE_BYTES = 2**20
 _SCRAPER = "scraper"
 
 
@@ -54,17 +54,10 @@ def read_tokens_file(path: Path) -> str:
     """Return what the file holds.
 
     Raises:
-        ConfigurationError: it cannot be read, is no text, or is far larger than any list of tokens.
+        ConfigurationError: as `read_watched_file`, or it is no text.
     """
     try:
-        with path.open("rb") as file:
-            data = file.read(_MAX_FILE_BYTES + 1)
-    except OSError as error:
-        raise ConfigurationError(f"tokens_file: {path} cannot be read: {error.strerror or error}") from None
-    if len(data) > _MAX_FILE_BYTES:
-        raise ConfigurationError(f"tokens_file: {path} has more than {_MAX_FILE_BYTES} bytes; is it a list of tokens?")
-    try:
-        return data.decode("utf-8-sig")
+        return read_watched_file("tokens_file", path).decode("utf-8-sig")
     except UnicodeDecodeError:
         raise ConfigurationError(f"tokens_file: {path} is no text in UTF-8") from None
 
@@ -83,7 +76,7 @@ def parse_tokens(text: str, source: str) -> tuple[Token, ...]:
         place = f"{source}, line {number}"
         if len(words) > 3:
             raise ConfigurationError(f"{place}: expected NAME TOKEN [SCOPE]; got {len(words)} words")
-        name, secret = (f"token-{len(found) + 1}", words[0]) if len(words) == 1 else words[:2]
+        name, secret = (f"line-{number}", words[0]) if len(words) == 1 else words[:2]
         if not _NAME.fullmatch(name):  # it is not repeated: a line out of order would show its token
             raise ConfigurationError(
                 f"{place}: the name must be 1 to 64 letters, digits, dots, dashes, underscores or @ signs"

@@ -224,6 +224,20 @@ def test_a_signal_while_weights_load_ends_at_once(slow: Callable[..., Process]) 
     assert time.monotonic() - began < 10
 
 
+def test_the_ready_file_of_a_process_that_was_killed_is_removed(slow: Callable[..., Process], tmp_path: Path) -> None:
+    (tmp_path / "ready.json").write_text("{}")
+    process = slow(60.0)
+    process.wait_for_log("loading")
+    assert not process.ready_file.exists()
+
+
+def test_a_host_that_grpc_cannot_read_is_one_line_and_exit_2(start: Start) -> None:
+    status, log = start(*FREE, "--cache", "off", "--host", "127.1").end()
+    assert status == 2
+    assert "error: grpc_port: gRPC cannot listen on 127.1:0" in log
+    assert "Traceback" not in log
+
+
 @pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
 def test_a_second_signal_does_not_wait_for_work_in_flight(slow: Callable[..., Process], second: signal.Signals) -> None:
     process = slow()

@@ -7,6 +7,7 @@ import threading
 from collections.abc import AsyncIterator, Callable
 from collections.abc import Sequence as SequenceOf
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
 
 import grpc
 import httpx
@@ -14,7 +15,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from stillhouse.client import AsyncTeacherClient
-from stillhouse.errors import TeacherTimeoutError, TeacherUnavailableError
+from stillhouse.errors import ConfigurationError, TeacherTimeoutError, TeacherUnavailableError
 from stillhouse.request import LogitsRequest, Sequence
 from teacher_service.backends import HiddenRows
 from teacher_service.backends.fixture import FixtureBackend
@@ -164,3 +165,16 @@ async def test_while_weights_load_readiness_says_how_far(serve_teacher: ServeTea
         assert (await http.get("/readyz")).json() == {"status": "loading"}
         detail = await http.get("/readyz", headers={"authorization": "Bearer right-token-0123456789"})
         assert detail.json() == {"status": "loading", "progress": "weights 25%"}
+
+
+async def test_the_ready_file_of_the_service_that_has_the_port_is_left_alone(
+    serve_teacher: ServeTeacher, tmp_path: Path
+) -> None:
+    ready_file = tmp_path / "ready.json"
+    async with serve_teacher(ready_file=ready_file) as first:
+        content = ready_file.read_text()
+        with pytest.raises(ConfigurationError, match="http_port: cannot listen"):
+            async with serve_teacher(ready_file=ready_file, http_port=first.http_port):
+                pass
+        assert ready_file.read_text() == content
+    assert not ready_file.exists()

@@ -109,3 +109,33 @@ async def test_one_caller_cannot_take_all_places(serve_teacher: ServeTeacher, tm
         await asyncio.gather(*asked)
         await until(lambda: value(service, "teacher_caller_requests", caller="greedy") == 0)
         await greedy.answer(LogitsRequest((Sequence((3,)),)))
+
+
+async def test_no_name_is_without_a_limit(serve_teacher: ServeTeacher, tmp_path: Path) -> None:
+    file = tmp_path / "tokens"
+    file.write_text(f"anonymous {FIRST}\n")
+    async with serve_teacher(tokens_file=file, max_requests_per_token=1) as service:
+        place = service._admission.enter(f"Bearer {FIRST}")
+        with pytest.raises(OverloadedError):
+            service._admission.enter(f"Bearer {FIRST}")
+        place.leave()
+
+
+async def test_a_service_that_nobody_may_ask_says_so(
+    serve_teacher: ServeTeacher, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with serve_teacher(scrape_token=SECOND):
+        assert "nobody_may_ask" in capsys.readouterr().out
+    async with serve_teacher(tokens=FIRST, scrape_token=SECOND), serve_teacher():
+        assert "nobody_may_ask" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("host", "is_wide"),
+    [("127.0.0.1", False), ("localhost", False), ("LOCALHOST", False), ("127.0.0.2", False), ("0.0.0.0", True)],  # noqa: S104 - what is warned of
+)
+async def test_a_wide_bind_without_a_token_is_warned_of(
+    serve_teacher: ServeTeacher, capsys: pytest.CaptureFixture[str], host: str, is_wide: bool
+) -> None:
+    async with serve_teacher(host=host):
+        assert ("open_to_all" in capsys.readouterr().out) == is_wide

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -28,8 +29,14 @@ def test_a_file_names_tokens_with_their_scopes() -> None:
     )
 
 
-def test_a_word_alone_is_a_token_without_a_name() -> None:
-    assert parse_tokens(f"{A}\n{B}\n", "file") == (Token.of("token-1", A), Token.of("token-2", B))
+def test_a_word_alone_is_a_token_named_for_its_line() -> None:
+    assert parse_tokens(f"{A}\n\n{B}\n", "file") == (Token.of("line-1", A), Token.of("line-3", B))
+
+
+def test_tokens_without_a_name_are_callers_of_their_own(tmp_path: Path) -> None:
+    (tmp_path / "tokens").write_text(f"{B}\n")
+    found = tokens_of(settings(tokens=SecretStr(A), tokens_file=tmp_path / "tokens"))
+    assert len({token.name for token in found}) == 2
 
 
 def test_two_tokens_of_one_name_are_a_token_being_changed() -> None:
@@ -95,3 +102,9 @@ def test_a_file_that_is_no_list_of_tokens_is_refused(tmp_path: Path, content: by
         file.write_bytes(content)
     with pytest.raises(ConfigurationError, match=message):
         tokens_of(settings(tokens_file=file))
+
+
+def test_a_pipe_is_refused_rather_than_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "tokens")
+    with pytest.raises(ConfigurationError, match=r"tokens_file: .*tokens is no regular file"):
+        tokens_of(settings(tokens_file=tmp_path / "tokens"))
