@@ -19,7 +19,7 @@ from stillhouse.client_base import ClientBase
 from stillhouse.cutting import Part, join_answers
 from stillhouse.encodings import Encoding, ValueType
 from stillhouse.errors import ConfigurationError, TeacherTimeoutError
-from stillhouse.exchange import RawAnswer, StreamReader, decode_answer, read_message
+from stillhouse.exchange import RawAnswer, StreamReader, checked_message, decode_answer, read_message
 from stillhouse.messages import request_to_proto
 from stillhouse.payloads import OutputHead, Payload
 from stillhouse.plain_requests import CandidateRows, PositionChoice, TokenRows, plain_request
@@ -129,7 +129,7 @@ class AsyncTeacherClient(ClientBase):
         return rpc.TeacherServiceStub(self._channel)
 
     async def _describe(self, request: pb.GetTeacherRequest, seconds_left: float) -> pb.GetTeacherResponse:
-        return await self._stub().GetTeacher(request, timeout=seconds_left, metadata=self._metadata)
+        return checked_message(await self._stub().GetTeacher(request, timeout=seconds_left, metadata=self._metadata))
 
     async def _answer_part(self, part: Part) -> Answer:
         message = request_to_proto(part.request)
@@ -142,7 +142,8 @@ class AsyncTeacherClient(ClientBase):
 
     async def _ask(self, message: pb.LogitsRequest, seconds_left: float) -> RawAnswer:
         request = pb.ComputeLogitsRequest(request=message)
-        return read_message(await self._stub().ComputeLogits(request, timeout=seconds_left, metadata=self._metadata))
+        call = self._stub().ComputeLogits(request, timeout=seconds_left, metadata=self._metadata)
+        return read_message(checked_message(await call))
 
     async def _stream(self, part: Part, message: pb.LogitsRequest, seconds_left: float) -> RawAnswer:
         reader = StreamReader(part)
@@ -151,7 +152,7 @@ class AsyncTeacherClient(ClientBase):
         )
         try:
             async for response in call:
-                reader.take(response)
+                reader.take(checked_message(response))
         finally:
             call.cancel()
         return reader.finish()
@@ -163,7 +164,7 @@ class AsyncTeacherClient(ClientBase):
         call = self._stub().GetOutputHead(reader.request, timeout=seconds_left, metadata=self._metadata)
         try:
             async for response in call:
-                reader.take(response)
+                reader.take(checked_message(response))
         finally:
             call.cancel()
         return reader.finish()

@@ -22,7 +22,7 @@ from stillhouse.client_base import ClientBase
 from stillhouse.cutting import Part, join_answers
 from stillhouse.encodings import ValueType
 from stillhouse.errors import TeacherTimeoutError
-from stillhouse.exchange import RawAnswer, StreamReader, decode_answer, read_message
+from stillhouse.exchange import RawAnswer, StreamReader, checked_message, decode_answer, read_message
 from stillhouse.messages import request_to_proto
 from stillhouse.payloads import OutputHead
 from stillhouse.providers import Answer, TeacherLogitsProvider
@@ -60,12 +60,8 @@ class TeacherClient(ClientBase, TeacherLogitsProvider):
             known = self._descriptions.get(include_tokens)
             if known is not None:
                 return known
-            message = self._call(
-                lambda seconds_left: self._stub.GetTeacher(
-                    pb.GetTeacherRequest(include_tokens=include_tokens), timeout=seconds_left, metadata=self._metadata
-                )
-            )
-            return self._remember(message, include_tokens=include_tokens)
+            attempt = partial(self._describe, pb.GetTeacherRequest(include_tokens=include_tokens))
+            return self._remember(self._call(attempt), include_tokens=include_tokens)
 
     def answer(self, request: LogitsRequest) -> Answer:
         """Answer a request; one over the teacher's limits on sequences, tokens or bytes is asked in parts."""
@@ -97,6 +93,9 @@ class TeacherClient(ClientBase, TeacherLogitsProvider):
     ) -> None:
         self.close()
 
+    def _describe(self, request: pb.GetTeacherRequest, seconds_left: float) -> pb.GetTeacherResponse:
+        return checked_message(self._stub.GetTeacher(request, timeout=seconds_left, metadata=self._metadata))
+
     def _answer_part(self, part: Part) -> Answer:
         message = request_to_proto(part.request)
         ask = self._ask if part.fits_one_message else partial(self._stream, part)
@@ -105,7 +104,8 @@ class TeacherClient(ClientBase, TeacherLogitsProvider):
 
     def _ask(self, message: pb.LogitsRequest, seconds_left: float) -> RawAnswer:
         request = pb.ComputeLogitsRequest(request=message)
-        return read_message(self._stub.ComputeLogits(request, timeout=seconds_left, metadata=self._metadata))
+        answer = self._stub.ComputeLogits(request, timeout=seconds_left, metadata=self._metadata)
+        return read_message(checked_message(answer))
 
     def _stream(self, part: Part, message: pb.LogitsRequest, seconds_left: float) -> RawAnswer:
         reader = StreamReader(part)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 
@@ -15,11 +16,13 @@ from stillhouse.chunks import Joiner
 from stillhouse.codec import decode_payload, header_of
 from stillhouse.cutting import Part
 from stillhouse.encodings import Candidates
-from stillhouse.errors import FingerprintMismatchError, StreamError, TeacherInternalError
+from stillhouse.errors import CodecError, FingerprintMismatchError, StreamError, TeacherInternalError
 from stillhouse.payloads import CandidateLogits, Payload
 from stillhouse.providers import Answer
 from stillhouse.request import LogitsRequest
 from stillhouse.teacher.v1 import teacher_service_pb2 as pb
+
+_M = TypeVar("_M")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +33,17 @@ class RawAnswer:
     fingerprint: str
     timing: pb.Timing
     cache_hits: int
+
+
+def checked_message(message: _M | None) -> _M:
+    """Return what a call gave: for bytes that are no message gRPC may hand out None instead of an error.
+
+    Raises:
+        CodecError: it did.
+    """
+    if message is None:
+        raise CodecError("the answer is no message of the contract: it was altered on its way")
+    return message
 
 
 def read_message(message: pb.ComputeLogitsResponse) -> RawAnswer:

@@ -15,6 +15,7 @@ import grpc
 from stillhouse.errors import (
     ERROR_BY_GRPC_CODE,
     TEACHER_ERROR_BY_NAME,
+    CodecError,
     OverloadedError,
     RequestTooLongError,
     TeacherError,
@@ -27,6 +28,9 @@ PUSHBACK_TRAILER = "grpc-retry-pushback-ms"
 
 # Statuses travel as HTTP/2 headers, which gRPC bounds to 8 KiB by default.
 _MAX_MESSAGE_CHARACTERS = 2000
+
+# What gRPC's own client says of bytes that came, under a code that otherwise is the service's.
+_NO_MESSAGE = "Exception deserializing response!"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +70,8 @@ class FailedCall(Protocol):
         """Return the pairs of keys and values that came with it."""
 
 
-def error_of(call: FailedCall, address: str) -> TeacherError:
-    """Return the error that the service at `address` meant by ending a call.
+def error_of(call: FailedCall, address: str) -> TeacherError | CodecError:
+    """Return the error that the service at `address` meant by ending a call; `CodecError` for no message at all.
 
     An `OverloadedError` of a service that named no time to come again has `retry_after_seconds` infinite.
     """
@@ -83,6 +87,8 @@ def error_of(call: FailedCall, address: str) -> TeacherError:
     if name == "RESOURCE_EXHAUSTED":
         # gRPC itself uses this code for a message over either side's limit, which is no overload.
         return RequestTooLongError(message) if "larger than max" in details else _overloaded(message, trailers)
+    if name == "INTERNAL" and details == _NO_MESSAGE:
+        return CodecError(f"teacher {address}: the answer is no message of the contract: it was altered on its way")
     if name == "CANCELLED":
         # What a service does to calls that outlive its drain.
         return TeacherUnavailableError(message)
