@@ -35,8 +35,9 @@ install: $(VENV)/.installed  ## Install Stillhouse and what it needs into .venv.
 demo: install  ## Distil SmolLM2 into a smaller student through the real services; writes runs/demo/report.html.
 	$(BIN)/stillhouse demo $(ARGS)
 
+# Two at a time, a file's tests on one worker: they share what it makes, and most of the time is waiting.
 test: $(VENV)/.dev  ## Unit, contract, integration and short end-to-end tests.
-	$(BIN)/python -m pytest -m "not long" $(ARGS)
+	$(BIN)/python -m pytest -m "not long" -n 2 --dist loadfile $(ARGS)
 
 test-long: $(VENV)/.dev  ## Faults, churn and fuzz at full counts; COUNT=0.1 reduces them.
 	STILLHOUSE_TEST_COUNT=$(or $(COUNT),1) $(BIN)/python -m pytest -m long $(ARGS)
