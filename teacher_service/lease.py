@@ -73,19 +73,21 @@ class Leases:
 
     def add_giving_back(self, pipeline: Pipeline, keys: SequenceOf[bytes]) -> None:
         """Add a command that gives back those of these leases that are held."""
-        held = [key for key in keys if key in self._held]
-        self._held.difference_update(held)
-        for start in range(0, len(held), _MOST_KEYS):
-            names = [_PREFIX + key for key in held[start : start + _MOST_KEYS]]
-            pipeline.eval(_GIVE_BACK, len(names), *names, self._token)
+        _add_giving_back(pipeline, self._let_go(keys), self._token)
 
     def give_back(self, keys: SequenceOf[bytes]) -> None:
-        """Give back those of these leases that are held, soon."""
-        held = [key for key in keys if key in self._held]
+        """Give back those of these leases that are held, soon; where Redis is away they end by themselves."""
+        held = self._let_go(keys)
         if held:
             task = asyncio.create_task(self._give_back(held))
             self._giving_back.add(task)
             task.add_done_callback(self._giving_back.discard)
+
+    def _let_go(self, keys: SequenceOf[bytes]) -> list[bytes]:
+        """Hold these no more, whether or not Redis hears of it: one that stayed would be renewed for ever."""
+        held = [key for key in keys if key in self._held]
+        self._held.difference_update(held)
+        return held
 
     async def close(self) -> None:
         """Give everything back."""
@@ -98,7 +100,7 @@ class Leases:
     async def _give_back(self, keys: SequenceOf[bytes]) -> None:
         async def call(redis: Redis) -> object:
             pipeline = redis.pipeline(transaction=False)
-            self.add_giving_back(pipeline, keys)
+            _add_giving_back(pipeline, keys, self._token)
             return await pipeline.execute(raise_on_error=False)
 
         await self._link.exchange("give_back", call)
@@ -121,3 +123,9 @@ class Leases:
                     return await renewed
 
                 await self._link.exchange("renew", call)
+
+
+def _add_giving_back(pipeline: Pipeline, keys: SequenceOf[bytes], token: bytes) -> None:
+    for start in range(0, len(keys), _MOST_KEYS):
+        names = [_PREFIX + key for key in keys[start : start + _MOST_KEYS]]
+        pipeline.eval(_GIVE_BACK, len(names), *names, token)
