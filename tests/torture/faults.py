@@ -158,8 +158,9 @@ class AsyncChannels:
     """Channels with a connection each: gRPC would let them share one."""
 
     def __init__(self, address: str, count: int) -> None:
-        own = ("grpc.use_local_subchannel_pool", 1)
-        self._channels = [grpc.aio.insecure_channel(address, [own]) for _ in range(count)]
+        # Without the probe, what gRPC takes over for an application that does not read never grows.
+        options = [("grpc.use_local_subchannel_pool", 1), ("grpc.http2.bdp_probe", 0)]
+        self._channels = [grpc.aio.insecure_channel(address, options) for _ in range(count)]
 
     async def __aenter__(self) -> list[grpc.aio.Channel]:
         return self._channels

@@ -190,6 +190,10 @@ class RedisProcess:
                 found[key] = value
         return found
 
+    def hears_of_no_lease(self) -> None:
+        """See that nobody claims to compute anything any more; a lease of which Redis was not told ends by itself."""
+        wait_until(lambda: not any(self.client.scan_iter("lease:*")), 15, "the end of all leases")
+
     def _answers(self) -> bool:
         try:
             return bool(self.client.ping())

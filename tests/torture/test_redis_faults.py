@@ -87,6 +87,7 @@ async def struck(place: tuple[ServiceProcess, RedisProcess], reference: Referenc
     load.check()
     assert service.metric("teacher_requests_total", code="INTERNAL") == 0
     assert service.metric("teacher_requests_in_flight") == 0
+    redis.hears_of_no_lease()
 
 
 async def test_redis_killed_and_restarted(struck: Struck) -> None:

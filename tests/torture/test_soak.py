@@ -42,6 +42,7 @@ async def soak(folder: Path, reference: Reference, redis: RedisProcess, seconds:
         assert service.metric("teacher_queue_size") == 0
         assert service.metric("teacher_queue_tokens") == 0
         assert service.metric("teacher_requests_total", code="INTERNAL") == 0
+        redis.hears_of_no_lease()
         return samples.growth()
 
 
