@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.torture.reference import Reference, save_tiny_model
-from tests.torture.service_process import RedisProcess, redis_process
+from tests.torture.service_process import BOUNDS, RedisProcess, ServiceProcess, redis_process, serving
 
 
 @pytest.fixture(autouse=True)
@@ -45,3 +45,15 @@ def redis(tmp_path: Path) -> Iterator[RedisProcess]:
     """An empty Valkey that a test may hurt."""
     with redis_process(tmp_path / "redis") as process:
         yield process
+
+
+@pytest.fixture(scope="session")
+def bounded(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[ServiceProcess, RedisProcess]]:
+    """A deterministic service with a short queue, and its Redis: what the quick tests share."""
+    folder = tmp_path_factory.mktemp("bounded")
+    flags = ("--mode", "deterministic", "--dtype", "float32", "--cache-timeout-seconds", "1", *BOUNDS)
+    with (
+        redis_process(folder / "redis") as redis,
+        serving(folder / "service", model, *flags, redis_url=redis.url) as service,
+    ):
+        yield service, redis

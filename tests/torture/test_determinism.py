@@ -18,7 +18,7 @@ import pytest
 from stillhouse.request import LogitsRequest
 from tests.torture.doors import grpc_door
 from tests.torture.mix import COUNT, mixed, scaled
-from tests.torture.service_process import serving
+from tests.torture.service_process import RedisProcess, ServiceProcess, serving
 
 NUM_REQUESTS = 2000
 LONGEST = 160
@@ -92,8 +92,10 @@ async def test_the_bytes_of_an_answer_follow_from_its_request_alone(
     await hold(tmp_path, model, scaled(NUM_REQUESTS, 100), makeups)
 
 
-async def test_a_few_answers_have_the_same_bytes_among_others(model: Path, tmp_path: Path) -> None:
-    await hold(tmp_path, model, 40, [MAKEUPS[0], MAKEUPS[3]])
+async def test_a_few_answers_have_the_same_bytes_among_others(bounded: tuple[ServiceProcess, RedisProcess]) -> None:
+    requests = some_requests(60)
+    alone = await ask_all(bounded[0].grpc, requests, 1, 0)
+    assert not different(await ask_all(bounded[0].grpc, requests, 64, 1), alone)
 
 
 @pytest.mark.long

@@ -144,7 +144,7 @@ OTHER_ANSWERS = (b"+OK\r\n", b"*0\r\n", b":7\r\n", b"$-1\r\n", b"*1\r\n+x\r\n", 
 @pytest.mark.parametrize("answers", [(random.Random(1).randbytes(500),), OTHER_ANSWERS], ids=["noise", "another_kind"])
 async def test_something_else_answers_in_its_place(struck: Struck, answers: tuple[bytes, ...]) -> None:
     """Noise, or well-formed answers of another kind or length than the question's."""
-    for number in range(len(answers)):
+    for number in range(min(scaled(len(answers), 2), len(answers))):
         struck.redis.signal(signal.SIGKILL)
         async with nonsense_on(struck.redis.port, [*answers[number:], *answers[:number]]) as heard:
             async with asyncio.timeout(RECOVERY_SECONDS):

@@ -16,7 +16,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from stillhouse.client import AsyncTeacherClient
 from stillhouse.codec import decode_payload
 from stillhouse.request import LogitsRequest, Sequence
-from tests.torture.doors import grpc_door
+from tests.torture.doors import Bytes, grpc_door
 from tests.torture.faults import large_request
 from tests.torture.load import Load, known_requests, load_on
 from tests.torture.mix import scaled
@@ -88,9 +88,16 @@ async def loaded(replicas: Replicas, reference: Reference) -> AsyncIterator[Load
     load.check()
 
 
-async def at_work(service: ServiceProcess) -> None:
-    """Wait until a service has requests in flight."""
-    await asyncio.to_thread(wait_until, lambda: service.metric("teacher_requests_in_flight") > 0, 30)
+async def at_work(service: ServiceProcess, least: int = 1) -> int:
+    """Wait until a service has so many requests in flight; return how many."""
+    seen = [0]
+
+    def is_at_work() -> bool:
+        seen.append(int(service.metric("teacher_requests_in_flight")))
+        return seen[-1] >= least
+
+    await asyncio.to_thread(wait_until, is_at_work, 30)
+    return seen[-1]
 
 
 @pytest.mark.long
@@ -164,12 +171,12 @@ async def test_replicas_compute_once_what_both_are_asked(replicas: Replicas, ref
 async def test_a_teacher_that_drains_answers_what_is_in_flight_and_nothing_new(
     reference: Reference, tmp_path: Path
 ) -> None:
-    in_flight = [large_request(seed) for seed in range(8)]
+    requests = [large_request(seed) for seed in range(12)]
     with serving(tmp_path, reference.folder, *FLAGS) as service:
         async with grpc_door(service.grpc) as door, grpc.aio.insecure_channel(service.grpc) as channel:
             health = health_pb2_grpc.HealthStub(channel)
-            asking = [asyncio.create_task(door.stream(request)) for request in in_flight]
-            await at_work(service)
+            asking = [asyncio.create_task(door.stream(request)) for request in requests]
+            in_flight = await at_work(service, least=4)
             service.process.signal(signal.SIGTERM)
             async with asyncio.timeout(20):
                 while (await health.Check(health_pb2.HealthCheckRequest())).status == _SERVING:  # noqa: ASYNC110 - a state in another process
@@ -178,7 +185,11 @@ async def test_a_teacher_that_drains_answers_what_is_in_flight_and_nothing_new(
             with pytest.raises(grpc.aio.AioRpcError) as refused:
                 await door.ask(LogitsRequest((Sequence((1, 2, 3)),)))
             assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
-            for request, answer in zip(in_flight, await asyncio.gather(*asking), strict=True):
-                payloads = [decode_payload(data) for data in answer.payloads]
-                assert not reference.mistakes(request, payloads)
+            outcomes = await asyncio.gather(*asking, return_exceptions=True)
+            answered = [(ask, one) for ask, one in zip(requests, outcomes, strict=True) if isinstance(one, Bytes)]
+            for request, answer in answered:
+                assert not reference.mistakes(request, [decode_payload(data) for data in answer.payloads])
+            too_late = [one for one in outcomes if not isinstance(one, Bytes)]
+            assert all(isinstance(one, grpc.aio.AioRpcError) for one in too_late), too_late
+            assert len(answered) >= in_flight
         assert await asyncio.to_thread(service.process.ended) == 0
