@@ -65,7 +65,7 @@ class Sampled:
     def __post_init__(self) -> None:
         _check_at_least_one("sampled.draws", self.draws)
         if isinstance(self.seed, bool) or not isinstance(self.seed, int) or not 0 <= self.seed <= MAX_SEED:
-            raise InvalidRequestError(f"sampled.seed must be an integer from 0 to {MAX_SEED}; got {self.seed!r}")
+            raise InvalidRequestError(f"sampled.seed must be an integer from 0 to {MAX_SEED}; got {shown(self.seed)}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,18 +100,25 @@ def is_rising(ids: SequenceOf[int]) -> bool:
     return not ids or (ids[0] >= 0 and all(a < b for a, b in pairwise(ids)))
 
 
+def shown(value: object) -> str:
+    """Return a value for an error message, in few words: Python itself refuses to write a giant integer."""
+    if isinstance(value, int) and value.bit_length() > 64:
+        return f"an integer of {value.bit_length()} bits"
+    return f"{value!r:.100}"
+
+
 def first_fall(ids: SequenceOf[int]) -> str:
     """Return, for a message, where ids that are not rising stop being so."""
     if ids[0] < 0:
-        return str(ids[0])
-    return next(f"{b} after {a}" for a, b in pairwise(ids) if b <= a)
+        return shown(ids[0])
+    return next(f"{shown(b)} after {shown(a)}" for a, b in pairwise(ids) if b <= a)
 
 
 def _check_value_type(field: str, value: object, allowed: tuple[ValueType, ...]) -> None:
     if value not in allowed:
-        raise InvalidRequestError(f"{field} must be one of {', '.join(allowed)}; got {value!r}")
+        raise InvalidRequestError(f"{field} must be one of {', '.join(allowed)}; got {shown(value)}")
 
 
 def _check_at_least_one(field: str, value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise InvalidRequestError(f"{field} must be an integer of at least 1; got {value!r}")
+        raise InvalidRequestError(f"{field} must be an integer of at least 1; got {shown(value)}")

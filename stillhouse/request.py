@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from numbers import Integral, Real
 from typing import Literal
 
-from stillhouse.encodings import Candidates, Dense, Encoding, Hidden, Sampled, TopK
+from stillhouse.encodings import Candidates, Dense, Encoding, Hidden, Sampled, TopK, shown
 from stillhouse.errors import (
     EncodingNotOfferedError,
     FingerprintMismatchError,
@@ -97,7 +97,7 @@ class LogitsRequest:
             raise InvalidRequestError(f"temperature must be finite and above 0; got {temperature}")
         size: object = self.vocabulary_size
         if isinstance(size, bool) or not isinstance(size, Integral) or not 0 <= int(size) <= MAX_TOKEN_ID + 1:
-            raise InvalidRequestError(f"vocabulary_size must be an integer, 0 (all) or more; got {size!r}")
+            raise InvalidRequestError(f"vocabulary_size must be an integer, 0 (all) or more; got {shown(size)}")
         if self.cache_mode not in ("use", "refresh", "bypass"):
             raise InvalidRequestError(f"cache_mode must be use, refresh or bypass; got {self.cache_mode!r}")
         if not isinstance(self.encoding, Encoding):
@@ -162,10 +162,10 @@ class LogitsRequest:
                 )
         match self.encoding:
             case TopK(k=k) if k > shared:
-                raise InvalidRequestError(f"top_k.k must be at most the vocabulary size {shared}; got {k}")
+                raise InvalidRequestError(f"top_k.k must be at most the vocabulary size {shared}; got {shown(k)}")
             case Candidates(token_ids=ids) if ids and ids[-1] >= shared:
                 raise InvalidRequestError(
-                    f"candidates.token_ids must be below the vocabulary size {shared}; got {ids[-1]}"
+                    f"candidates.token_ids must be below the vocabulary size {shared}; got {shown(ids[-1])}"
                 )
             case Candidates():
                 for index, sequence in enumerate(self.sequences):

@@ -9,7 +9,7 @@ from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field
 from numbers import Integral
 
-from stillhouse.encodings import first_fall, is_rising
+from stillhouse.encodings import first_fall, is_rising, shown
 from stillhouse.errors import InvalidRequestError
 
 MAX_TOKEN_ID = 2**32 - 1
@@ -64,16 +64,18 @@ class Sequence:
         least, largest = min(self.token_ids), max(self.token_ids)
         if least < 0 or largest > MAX_TOKEN_ID:
             raise InvalidRequestError(
-                f"token_ids must be from 0 to {MAX_TOKEN_ID}; got {least if least < 0 else largest}"
+                f"token_ids must be from 0 to {MAX_TOKEN_ID}; got {shown(least if least < 0 else largest)}"
             )
         _check_integers("segment_lengths", self.segment_lengths)
         if self.segment_lengths:
             if min(self.segment_lengths) < 1:
-                raise InvalidRequestError(f"segment_lengths must each be at least 1; got {min(self.segment_lengths)}")
+                raise InvalidRequestError(
+                    f"segment_lengths must each be at least 1; got {shown(min(self.segment_lengths))}"
+                )
             if sum(self.segment_lengths) != len(self.token_ids):
                 raise InvalidRequestError(
                     f"segment_lengths must add up to the number of token_ids, {len(self.token_ids)}; "
-                    f"got {sum(self.segment_lengths)}"
+                    f"got {shown(sum(self.segment_lengths))}"
                 )
         self._check_positions()
         if self.candidate_ids:
@@ -86,7 +88,7 @@ class Sequence:
                 _check_integers("positions.from", (start,))
                 if not 0 <= start < length:
                     raise InvalidRequestError(
-                        f"positions.from must be from 0 to below the sequence's length {length}; got {start}"
+                        f"positions.from must be from 0 to below the sequence's length {length}; got {shown(start)}"
                     )
             case Explicit(indices):
                 _check_integers("positions.explicit", indices)
@@ -98,7 +100,7 @@ class Sequence:
                     )
                 if indices[-1] >= length:
                     raise InvalidRequestError(
-                        f"positions.explicit must be below the sequence's length {length}; got {indices[-1]}"
+                        f"positions.explicit must be below the sequence's length {length}; got {shown(indices[-1])}"
                     )
             case Last() | All():
                 pass

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stillhouse.encodings import Candidates, Dense
+from stillhouse.encodings import Candidates, Dense, Sampled
 from stillhouse.errors import InvalidRequestError
 from stillhouse.request import All, Explicit, From, LogitsRequest, Sequence
 
@@ -71,3 +71,19 @@ def test_a_vocabulary_size_that_is_none_is_refused(size: Any) -> None:
 def test_what_is_no_sequence_is_refused_by_its_place() -> None:
     with pytest.raises(InvalidRequestError, match=r"sequences\[1\] must be a Sequence; got \(1, 2\)"):
         LogitsRequest((Sequence((1,)), (1, 2)))  # type: ignore[arg-type]  # on purpose
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_giant_integer_is_refused_in_few_words(sign: int) -> None:
+    giant = sign * 10**5000
+    for ask in (
+        lambda: Sequence((giant,)),
+        lambda: Sequence((1,), (giant,)),
+        lambda: Sequence((1,), (), From(giant)),
+        lambda: Sequence((1,), (), Explicit((giant,))),
+        lambda: Sequence((1,), candidate_ids=((giant, 3),)),
+        lambda: Sampled(giant if giant < 0 else 1, giant),
+        lambda: Candidates((giant, 3)),
+    ):
+        with pytest.raises(InvalidRequestError, match="an integer of 16610 bits"):
+            ask()
