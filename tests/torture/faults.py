@@ -29,6 +29,10 @@ from tests.torture.service_process import RedisProcess
 
 _HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 _START_SECONDS = 60.0
+_BETWEEN_PARTS_SECONDS = 0.05
+
+# Without the probe, what gRPC takes over for an application that does not read never grows.
+_NO_PROBE = ("grpc.http2.bdp_probe", 0)
 
 LARGE_SEQUENCES = 16
 LARGE_TOKENS = 256
@@ -158,8 +162,7 @@ class AsyncChannels:
     """Channels with a connection each: gRPC would let them share one."""
 
     def __init__(self, address: str, count: int) -> None:
-        # Without the probe, what gRPC takes over for an application that does not read never grows.
-        options = [("grpc.use_local_subchannel_pool", 1), ("grpc.http2.bdp_probe", 0)]
+        options = [("grpc.use_local_subchannel_pool", 1), _NO_PROBE]
         self._channels = [grpc.aio.insecure_channel(address, options) for _ in range(count)]
 
     async def __aenter__(self) -> list[grpc.aio.Channel]:
@@ -187,8 +190,8 @@ def readers(address: str, count: int) -> Iterator[list[subprocess.Popen[str]]]:
 
 
 def _read_for_ever(address: str) -> None:
-    """Read streams one after the other, and say so in the midst of the first."""
-    with grpc.insecure_channel(address) as channel:
+    """Read streams one after the other, slowly, so that each is under way nearly always; say so in the first."""
+    with grpc.insecure_channel(address, [_NO_PROBE]) as channel:
         stub = pb_grpc.TeacherServiceStub(channel)
         message = pb.StreamLogitsRequest(request=request_to_proto(large_request(0)))
         is_first = True
@@ -197,6 +200,7 @@ def _read_for_ever(address: str) -> None:
                 if is_first and part.HasField("chunk"):
                     print("reading", flush=True)  # noqa: T201 - whoever started it waits for this
                     is_first = False
+                time.sleep(_BETWEEN_PARTS_SECONDS)
 
 
 if __name__ == "__main__":
