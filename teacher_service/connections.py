@@ -1,8 +1,10 @@
-"""Closes one caller's connection, which gRPC's server cannot.
+"""Closes connections, one caller's or all, which gRPC's server cannot.
 
 What gRPC has taken over of an answer (a chunk and what fits its window, or a whole message) it keeps until the caller
-reads it or the connection ends. A caller that does neither would keep it for as long as it likes. Linux only: there a
-process can look at its own sockets; elsewhere the connection's life ends it.
+reads it or the connection ends. A caller that does neither would keep it for as long as it likes. And a call that has
+come when the server stops, but was not taken up yet, ends CANCELLED, which no client tries again; without its
+connection it ends UNAVAILABLE. Linux only: there a process can look at its own sockets; elsewhere the connection's life
+ends it.
 """
 
 from __future__ import annotations
@@ -32,6 +34,15 @@ def close_connection(peer: str, local_port: int) -> bool:
                 connection.shutdown(socket.SHUT_RDWR)
                 return True
     return False
+
+
+def close_connections(local_port: int) -> None:
+    """Close every connection to a port of ours."""
+    for one in _sockets():
+        with suppress(OSError):
+            one.getpeername()  # raises for what listens
+            if one.getsockname()[1] == local_port:
+                one.shutdown(socket.SHUT_RDWR)
 
 
 def _address(text: str) -> IPv4Address | IPv6Address:

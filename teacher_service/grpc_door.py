@@ -5,7 +5,6 @@ Who may come in is in `grpc_gate`, what is answered in `servicer`.
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from stillhouse.errors import ConfigurationError
 from stillhouse.teacher.v1 import teacher_service_pb2 as pb
 from stillhouse.teacher.v1 import teacher_service_pb2_grpc as pb_grpc
 from teacher_service.admission import Admission
+from teacher_service.connections import close_connections
 from teacher_service.grpc_gate import HEALTH_MESSAGE_BYTES, HEALTH_NAME, Gate
 from teacher_service.lifecycle import Lifecycle
 from teacher_service.metrics import Metrics
@@ -132,5 +132,8 @@ class GrpcDoor:
             await self._health.set(name, status)
 
     async def close(self, grace_seconds: float) -> None:
-        """Accept nothing new, let calls in flight finish within the grace, and end."""
-        await asyncio.gather(self._server.stop(grace_seconds), self._health_server.stop(grace_seconds))
+        """Accept nothing new and end; what should be finished has been. Health on its own socket has the grace."""
+        # In one breath, or those who were sent away would be back.
+        close_connections(self._gate.port)
+        await self._server.stop(grace_seconds)
+        await self._health_server.stop(grace_seconds)

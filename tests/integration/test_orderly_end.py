@@ -17,6 +17,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from stillhouse.client import AsyncTeacherClient
 from stillhouse.errors import ConfigurationError, TeacherTimeoutError, TeacherUnavailableError
 from stillhouse.request import LogitsRequest, Sequence
+from stillhouse.teacher.v1 import teacher_service_pb2 as pb
+from stillhouse.teacher.v1 import teacher_service_pb2_grpc as pb_grpc
 from teacher_service.backends import HiddenRows
 from teacher_service.backends.fixture import FixtureBackend
 from teacher_service.service import TeacherService
@@ -178,3 +180,26 @@ async def test_the_ready_file_of_the_service_that_has_the_port_is_left_alone(
                 pass
         assert ready_file.read_text() == content
     assert not ready_file.exists()
+
+
+async def test_no_call_is_cancelled_by_the_end(serve_teacher: ServeTeacher) -> None:
+    ended: list[grpc.StatusCode] = []
+
+    async def ask_until_it_is_gone(address: str) -> None:
+        message = pb.LogitsRequest(sequences=[pb.Sequence(token_ids=[1])], dense=pb.DenseEncoding())
+        async with grpc.aio.insecure_channel(address, options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
+            stub = pb_grpc.TeacherServiceStub(channel)
+            try:
+                while await stub.ComputeLogits(pb.ComputeLogitsRequest(request=message), timeout=20):
+                    answered.set()
+            except grpc.aio.AioRpcError as error:
+                ended.append(error.code())
+
+    for _ in range(5):
+        answered = asyncio.Event()
+        async with serve_teacher() as service:
+            asking = [asyncio.create_task(ask_until_it_is_gone(f"127.0.0.1:{service.grpc_port}")) for _ in range(12)]
+            await answered.wait()
+        await asyncio.gather(*asking)
+    # What a client tries again, at another replica.
+    assert set(ended) == {grpc.StatusCode.UNAVAILABLE}
