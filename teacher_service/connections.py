@@ -26,7 +26,7 @@ def close_connection(peer: str, local_port: int) -> bool:
     Both ends of it see that it has ended. Returns whether there was one.
     """
     host, _, port = unquote(peer.partition(":")[2]).rpartition(":")
-    for connection in _sockets():
+    for _, connection in _sockets():
         with suppress(OSError, ValueError):
             found = connection.getpeername()
             is_wanted = found[1] == int(port) and _address(found[0]) == _address(host.strip("[]"))
@@ -36,13 +36,21 @@ def close_connection(peer: str, local_port: int) -> bool:
     return False
 
 
-def close_connections(local_port: int) -> None:
-    """Close every connection to a port of ours."""
-    for one in _sockets():
-        with suppress(OSError):
-            one.getpeername()  # raises for what listens
-            if one.getsockname()[1] == local_port:
-                one.shutdown(socket.SHUT_RDWR)
+def close_port(local_port: int) -> None:
+    """Accept nothing new on a port of ours, and close every connection to it."""
+    # What listens comes first, or whoever was sent away would be back at once.
+    for is_listening in (1, 0):
+        for number, one in _sockets():
+            with suppress(OSError):
+                is_ours = one.getsockname()[1] == local_port
+                if not is_ours or one.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN) != is_listening:
+                    continue
+                if is_listening:
+                    # gRPC still closes this number: it stands for a socket that does nothing from now on.
+                    with socket.socket(one.family) as idle:
+                        os.dup2(idle.fileno(), number, inheritable=False)
+                else:
+                    one.shutdown(socket.SHUT_RDWR)
 
 
 def _address(text: str) -> IPv4Address | IPv6Address:
@@ -51,8 +59,8 @@ def _address(text: str) -> IPv4Address | IPv6Address:
     return (address.ipv4_mapped if isinstance(address, IPv6Address) else None) or address
 
 
-def _sockets() -> Iterator[socket.socket]:
-    """Yield this process's TCP sockets, each by a descriptor of its own that is closed again."""
+def _sockets() -> Iterator[tuple[int, socket.socket]]:
+    """Yield this process's TCP sockets and their numbers, each by a descriptor of its own that is closed again."""
     try:
         open_files = tuple(_OPEN_FILES.iterdir())
     except OSError:
@@ -61,6 +69,7 @@ def _sockets() -> Iterator[socket.socket]:
         with suppress(OSError, ValueError):
             if not str(file.readlink()).startswith("socket:"):
                 continue
-            with socket.socket(fileno=os.dup(int(file.name))) as connection:
+            number = int(file.name)
+            with socket.socket(fileno=os.dup(number)) as connection:
                 if connection.family in (socket.AF_INET, socket.AF_INET6):
-                    yield connection
+                    yield number, connection

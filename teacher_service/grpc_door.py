@@ -16,7 +16,7 @@ from stillhouse.errors import ConfigurationError
 from stillhouse.teacher.v1 import teacher_service_pb2 as pb
 from stillhouse.teacher.v1 import teacher_service_pb2_grpc as pb_grpc
 from teacher_service.admission import Admission
-from teacher_service.connections import close_connections
+from teacher_service.connections import close_port
 from teacher_service.grpc_gate import HEALTH_MESSAGE_BYTES, HEALTH_NAME, Gate
 from teacher_service.lifecycle import Lifecycle
 from teacher_service.metrics import Metrics
@@ -133,7 +133,6 @@ class GrpcDoor:
 
     async def close(self, grace_seconds: float) -> None:
         """Accept nothing new and end; what should be finished has been. Health on its own socket has the grace."""
-        # In one breath, or those who were sent away would be back.
-        close_connections(self._gate.port)
+        close_port(self._gate.port)
         await self._server.stop(grace_seconds)
         await self._health_server.stop(grace_seconds)
