@@ -8,86 +8,21 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, field_validator, model_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic.config import JsonDict
 
 from stillhouse.data import DataSpec
 from student_worker import encoding_choice
-from student_worker.layer_numbers import check_layers, parse_layers
 from student_worker.schedule import SchedulerType
+from student_worker.student_spec import CausalLMSpec, FixtureSpec, Strict, StudentSpec
+
+__all__ = ["CausalLMSpec", "FixtureSpec", "Recipe"]
 
 RESULT: JsonDict = {"affects_result": True}
 """Marks the keys that the trained weights depend on: the recipe's hash covers these and no others. The data and the
 teacher have fingerprints of their own, which do not change when a folder or an address does."""
-
-
-def _layers(value: object) -> object:
-    if isinstance(value, str):
-        return parse_layers(value)
-    return [value] if isinstance(value, int) else value
-
-
-Layers = Annotated[tuple[int, ...], BeforeValidator(_layers)]
-
-
-class Strict(BaseModel):
-    """A part of the schema: unknown keys refused, values never changed after they were checked."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class FixtureSpec(Strict):
-    """A student with no model: one learnt row of logits."""
-
-    kind: Literal["fixture"] = Field(description="What kind of student: causal_lm (the default) or fixture.")
-    vocabulary_size: int | None = Field(None, ge=1, description="A fixture's width; by default the teacher's.")
-    initial_value: float = Field(0.0, description="Every logit of a fixture at the start.")
-
-
-class CausalLMSpec(Strict):
-    """A language model: from weights, from a configuration, or cut out of its teacher."""
-
-    kind: Literal["causal_lm"] = Field(description="What kind of student: causal_lm (the default) or fixture.")
-    model: str | None = Field(
-        None, description="Folder, hub name or .gguf file with the weights to start from; by default the teacher's."
-    )
-    revision: str | None = Field(None, description="Branch, tag or commit of a hub name.")
-    config: str | None = Field(
-        None, description="A config.json (or its folder): start from random weights, drawn from the seed."
-    )
-    keep_layers: Layers | None = Field(
-        None, description="Keep only these layers of the model, for example 0-9,11,13-29, numbered from 0."
-    )
-    attn_implementation: str | None = Field(None, description="As in transformers: eager, sdpa, ...")
-    gradient_checkpointing: bool = Field(
-        False, description="Recompute activations in the backward pass: less memory, more time."
-    )
-
-    @field_validator("keep_layers")
-    @classmethod
-    def _check_layers(cls, value: tuple[int, ...] | None) -> tuple[int, ...] | None:
-        return None if value is None else check_layers(value)
-
-    @model_validator(mode="after")
-    def _check_one_origin(self) -> Self:
-        if self.config is not None and (self.model is not None or self.keep_layers is not None):
-            raise ValueError("config draws new weights, so model and keep_layers cannot stand beside it; drop one")
-        if self.config is None and self.model is None and self.keep_layers is None:
-            raise ValueError("name the student: model, config, or keep_layers to cut it out of its teacher")
-        return self
-
-
-def _default_kind(value: object) -> object:
-    if isinstance(value, dict) and "kind" not in value:
-        return {"kind": "causal_lm", **value}
-    return value
-
-
-StudentSpec = Annotated[
-    Annotated[FixtureSpec | CausalLMSpec, Field(discriminator="kind")], BeforeValidator(_default_kind)
-]
 
 
 class Recipe(Strict):
@@ -123,6 +58,20 @@ class Recipe(Strict):
         description="Weight of cross-entropy; 1 - alpha weighs KL. 0 learns from the teacher alone.",
         json_schema_extra=RESULT,
     )
+    loss: Literal["forward_kl", "reverse_kl", "jsd"] = Field(
+        "forward_kl",
+        description="What 1 - alpha weighs: KL(teacher || student); reverse_kl, KL(student || teacher); or jsd, the "
+        "generalised Jensen-Shannon divergence (arXiv 2306.13649). The last two need the whole distribution: encoding "
+        "dense or hidden.",
+        json_schema_extra=RESULT,
+    )
+    jsd_beta: float = Field(
+        0.5,
+        gt=0,
+        lt=1,
+        description="With loss jsd: the teacher's share of the mixture that both sides are compared with.",
+        json_schema_extra=RESULT,
+    )
     encoding: str = Field(
         "auto", description=f"What the teacher answers with: {encoding_choice.FORMS}.", json_schema_extra=RESULT
     )
@@ -148,12 +97,18 @@ class Recipe(Strict):
         1.0, ge=0, description="Clip the whole gradient to this norm; 0 does not clip.", json_schema_extra=RESULT
     )
     max_steps: int | None = Field(
-        None, ge=1, description="Steps in all; or give num_train_epochs.", json_schema_extra=RESULT
+        None, ge=1, description="Steps in all; or give num_train_epochs or max_tokens.", json_schema_extra=RESULT
+    )
+    max_tokens: int | None = Field(
+        None,
+        ge=1,
+        description="Train until so many tokens were learnt from: the step that reaches them is the last.",
+        json_schema_extra=RESULT,
     )
     num_train_epochs: float | None = Field(
         None,
         gt=0,
-        description="Passes over the data; by default 1 where max_steps is not given.",
+        description="Passes over the data; by default 1 where nothing else says how long.",
         json_schema_extra=RESULT,
     )
     global_batch_size: int = Field(
@@ -165,6 +120,13 @@ class Recipe(Strict):
         description="Parts that a global batch is cut into: a power of two, at least the most workers expected.",
         json_schema_extra=RESULT,
     )
+    per_device_train_batch_size: int | None = Field(
+        None,
+        ge=1,
+        description="Samples in one forward pass: a micro-shard of more takes several, and their gradients are added. "
+        "Less memory, more time; by default a whole micro-shard.",
+        json_schema_extra=RESULT,
+    )
     reduction: Literal["exact", "fast"] = Field(
         "exact",
         description="How gradients are summed: exact gives the same bits for any number of workers.",
@@ -174,6 +136,15 @@ class Recipe(Strict):
         "float32", description="bfloat16 computes under autocast; weights stay float32.", json_schema_extra=RESULT
     )
     seed: int = Field(42, ge=0, lt=2**63, description="Of the order, dropout, new weights.", json_schema_extra=RESULT)
+    full_determinism: bool = Field(
+        False, description="Only deterministic kernels: on CUDA the same bits from run to run, for some speed."
+    )
+    torch_threads: int | None = Field(
+        None,
+        ge=1,
+        description="Processor threads of each worker, part of what makes two runs equal to the bit; by default this "
+        "machine's cores divided by micro_shards, so that it does not depend on the number of workers.",
+    )
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N.")
 
     output_dir: Path = Field(description="Folder of the run: metrics.jsonl, checkpoints, result.json, export.")
@@ -192,7 +163,50 @@ class Recipe(Strict):
         512 * 2**20, ge=0, description="Keep the teacher's held-out answers in memory when they fit in so many bytes."
     )
     save_steps: int = Field(100, ge=1, description="Write a checkpoint every so many steps, and at the end.")
-    save_total_limit: int | None = Field(2, ge=1, description="Keep the newest so many checkpoints.")
+    save_total_limit: int | None = Field(
+        2, ge=1, description="Keep the newest so many checkpoints, and the best one beside them."
+    )
+    checkpoint_dir: str | None = Field(
+        None,
+        description="Folder or fsspec address (such as s3://bucket/run) of the checkpoints; by default output_dir.",
+    )
+    metric_for_best_model: Literal["loss", "kl", "cross_entropy"] = Field(
+        "loss",
+        description="Which held-out figure the best checkpoint has lowest; loss is alpha * cross_entropy + "
+        "(1 - alpha) * kl.",
+    )
+    load_best_model_at_end: bool = Field(
+        False, description="Export the weights of the best held-out evaluation instead of the last ones."
+    )
+    early_stopping_patience: int | None = Field(
+        None,
+        ge=1,
+        description="Stop after so many evaluations in a row that are no better than the best before them.",
+        json_schema_extra=RESULT,
+    )
+    early_stopping_threshold: float = Field(
+        0.0, ge=0, description="By how much an evaluation must be lower to be better.", json_schema_extra=RESULT
+    )
+    max_loss: float | None = Field(
+        None, gt=0, description="Stop the run (exit code 3) at a step whose loss is above this."
+    )
+    smoke_steps: int | None = Field(
+        None,
+        ge=1,
+        description="Do exactly so many steps of the run, say how long the whole would take, and export nothing.",
+    )
+    sample_log: bool = Field(
+        False, description="Write the ids of every step's samples, and who computed them, to samples.jsonl."
+    )
+    report_to: tuple[Literal["tensorboard", "wandb"], ...] = Field(
+        (), description="Where figures go besides metrics.jsonl: tensorboard, wandb."
+    )
+    run_name: str | None = Field(
+        None, description="What trackers call the run; by default the name of output_dir. One run per training."
+    )
+    callbacks: tuple[str, ...] = Field(
+        (), description="Callbacks of your own, as module:Class, in the order in which they are called."
+    )
     license: str = Field("not recorded", description="The licence that the export's model card names.")
     export_initial: bool = Field(False, description="Export the untrained student too, to output_dir/initial.")
 
@@ -235,8 +249,10 @@ class Recipe(Strict):
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:
-        if self.max_steps is not None and self.num_train_epochs is not None:
-            raise ValueError("max_steps and num_train_epochs both say how long to train; give one")
+        lengths = ("max_steps", "max_tokens", "num_train_epochs")
+        named = [name for name in lengths if getattr(self, name) is not None]
+        if len(named) > 1:
+            raise ValueError(f"{' and '.join(named)} all say how long to train; give one")
         if self.micro_shards > self.global_batch_size:
             raise ValueError(
                 f"micro_shards {self.micro_shards} is more than the {self.global_batch_size} samples of a global "
