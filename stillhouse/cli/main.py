@@ -1,13 +1,15 @@
 """Builds the command from its verbs, and turns every error raised on purpose into one line and an exit code.
 
-The services' verbs are entry points of the group `stillhouse.commands`, each a typer app: the library never imports
-a service.
+The services' verbs are entry points of the group `stillhouse.commands`: the library never imports a service. An entry
+that is a typer app becomes a verb with verbs of its own (`stillhouse student train`), a plain function one by itself
+(`stillhouse eval`). Its module is imported to show its help, so it leaves heavy imports to the moment when it runs.
 """
 
 from __future__ import annotations
 
 import signal
 import sys
+from collections.abc import Callable
 from importlib.metadata import EntryPoint, entry_points
 from types import FrameType
 from typing import Annotated
@@ -28,7 +30,11 @@ TYPER_INTERRUPTED = 130
 COMMAND_GROUP = "stillhouse.commands"
 
 OUR_PACKAGES = ("stillhouse", "teacher_service", "student_worker")
+EXTRA_BY_PACKAGE = {"teacher_service": "teacher", "student_worker": "student"}
 EXTRAS = "pip install 'stillhouse[teacher]', 'stillhouse[student]', 'stillhouse[demo]' or 'stillhouse[all]'"
+
+# What is not installed can't know its own flags: it explains itself whatever it is given.
+_TAKES_ANYTHING = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 # Newer versions of typer carry a click of their own: the base of its errors is found through one that it exports.
 _UsageError: type[Exception] = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
@@ -48,20 +54,30 @@ def _root(
     """Distil language models with the teacher as a service."""
 
 
-def _missing_part(entry: EntryPoint, error: ImportError) -> typer.Typer:
-    """Stand in for a service whose packages are not installed: say which extra brings them."""
-    app = typer.Typer(help=f"Not installed: pip install 'stillhouse[{entry.name}]'.", add_completion=False)
+def _missing_part(entry: EntryPoint, error: ImportError) -> Callable[[], None]:
+    """Stand in for a verb whose packages are not installed: say which extra brings them, whatever was asked of it."""
+    extra = EXTRA_BY_PACKAGE.get(entry.module.partition(".")[0])
+    remedy = f"pip install 'stillhouse[{extra}]'" if extra else f"install what {entry.module} needs"
 
-    @app.callback(invoke_without_command=True)
     def explain() -> None:
-        typer.echo(
-            f"error: `stillhouse {entry.name}` needs packages that are not installed ({error.name}): "
-            f"pip install 'stillhouse[{entry.name}]'",
-            err=True,
-        )
+        _complain(f"`stillhouse {entry.name}` needs packages that are not installed ({error.name or error}): {remedy}")
         raise typer.Exit(EXIT_WRONG_INPUT)
 
-    return app
+    # Help is written in rich's markup, to which [student] would be a style.
+    explain.__doc__ = f"Not installed: {remedy}.".replace("[", r"\[")
+    return explain
+
+
+def _add_verb(app: typer.Typer, entry: EntryPoint) -> None:
+    try:
+        verb = entry.load()
+    except ImportError as error:
+        app.command(entry.name, context_settings=_TAKES_ANYTHING)(_missing_part(entry, error))
+        return
+    if isinstance(verb, typer.Typer):
+        app.add_typer(verb, name=entry.name)
+    else:
+        app.command(entry.name)(verb)
 
 
 def build_app() -> typer.Typer:
@@ -73,11 +89,7 @@ def build_app() -> typer.Typer:
     app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
     app.callback()(_root)
     for entry in sorted(entry_points(group=COMMAND_GROUP), key=lambda entry: entry.name, reverse=True):
-        try:
-            verbs = entry.load()
-        except ImportError as error:
-            verbs = _missing_part(entry, error)
-        app.add_typer(verbs, name=entry.name)
+        _add_verb(app, entry)
     app.add_typer(data, name="data")
     app.add_typer(bench, name="bench")
     app.command()(demo)
