@@ -31,6 +31,7 @@ from torch import Tensor
 
 from stillhouse.errors import CheckpointError, CodecError
 from stillhouse.fingerprint import fingerprint
+from student_worker.failpoints import fail_point
 from student_worker.tensor_stream import chunks_of
 
 FORMAT = "stillhouse.checkpoint"
@@ -91,6 +92,7 @@ def save_checkpoint(
         _remove_stale_asides(output_dir)
         aside.mkdir()
         files = {TENSORS_FILE: _write_tensors(aside / TENSORS_FILE, tensors)}
+        fail_point("mid-checkpoint", step)
         _write_state(aside / STATE_FILE, {"step": step, "files": files, "metadata": json.loads(metadata_json)})
         _sync_folder(aside)
         _put_in_place(aside, target)

@@ -20,6 +20,7 @@ from torch.distributed.distributed_c10d import AllreduceOptions, AllToAllOptions
 from torchft.process_group import ProcessGroup, ProcessGroupGloo, ProcessGroupNCCL, create_store_client
 
 from stillhouse.errors import ConfigurationError, StillhouseError
+from student_worker.failpoints import fail_point
 
 
 class ExchangeError(StillhouseError):
@@ -33,8 +34,9 @@ class RunMismatchError(ConfigurationError):
 class ProcessGroupCollectives:
     """The `Collectives` of one membership; returns when the result is there (on CUDA: in stream order)."""
 
-    def __init__(self, group: ProcessGroup, rank: int, world_size: int) -> None:
+    def __init__(self, group: ProcessGroup, rank: int, world_size: int, step: int = 0) -> None:
         self._group = group
+        self._step = step
         self.rank = rank
         self.world_size = world_size
 
@@ -54,7 +56,9 @@ class ProcessGroupCollectives:
 
     def _wait(self, collective: str, *arguments: Any) -> None:
         try:
-            getattr(self._group, collective)(*arguments).wait()
+            work = getattr(self._group, collective)(*arguments)
+            fail_point("mid-reduce", self._step)
+            work.wait()
         except Exception as error:
             raise ExchangeError(f"{collective} over {self.world_size} workers failed: {error}") from error
 

@@ -158,7 +158,9 @@ class ElasticGroup(Group):
             rank=self._manager.participating_rank(),
             world_size=self._manager.num_participants(),
         )
-        self._collectives = ProcessGroupCollectives(self._processes, membership.rank, membership.world_size)
+        self._collectives = ProcessGroupCollectives(
+            self._processes, membership.rank, membership.world_size, membership.step
+        )
         return membership
 
     def reduce(self, tree: GradientSum, scalars: Tensor) -> tuple[Tensor, Tensor]:

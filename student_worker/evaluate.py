@@ -21,6 +21,7 @@ from stillhouse.payloads import DenseLogits, HiddenStates, OutputHead, Payload, 
 from stillhouse.providers import Answer
 from stillhouse.request import LogitsRequest
 from student_worker.batches import NO_LABEL, Asking, Batch, make_batch
+from student_worker.failpoints import fail_point
 from student_worker.payload_rows import slice_rows
 from student_worker.shard_step import CHUNK_ROWS
 from student_worker.students.base import Student
@@ -90,8 +91,8 @@ class Evaluator:
         self._remembers = rows * row_bytes(asking.encoding, asking.vocabulary_size, hidden_size) <= max_bytes
         self._remembered: dict[int, Payload] = {}
 
-    def evaluate(self, student: Student) -> Evaluation | None:
-        """Return the figures, None where the held-out part has no row.
+    def evaluate(self, student: Student, step: int = 0) -> Evaluation | None:
+        """Return the figures after `step` steps, None where the held-out part has no row.
 
         Raises:
             TeacherError: the teacher has no answer.
@@ -101,6 +102,7 @@ class Evaluator:
         for batch, teacher in self._batches():
             with torch.no_grad():
                 self._add(sums, student, batch.to(student.device), teacher)
+            fail_point("mid-evaluation", step)
         return _means(sums)
 
     def _batches(self) -> Iterator[tuple[Batch, Payload]]:

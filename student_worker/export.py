@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 
 from stillhouse.errors import CheckpointError
 from stillhouse.version import __version__
+from student_worker.failpoints import fail_point
 from student_worker.students.base import ModelCard
 
 
@@ -40,6 +41,7 @@ def export_folder(folder: Path, model: Any, tokenizer: Any | None, dtype: torch.
             model.save_pretrained(aside, state_dict=tensors)
             if tokenizer is not None:
                 tokenizer.save_pretrained(aside)
+            fail_point("mid-export", 0)
             (aside / "README.md").write_text(_readme(card, str(dtype).removeprefix("torch.")), encoding="utf-8")
             for path in aside.iterdir():
                 path.chmod(0o644)  # safetensors makes its files for their owner alone

@@ -20,6 +20,7 @@ from torch import Tensor
 from stillhouse.errors import GuardError
 from student_worker.batches import make_batch
 from student_worker.evaluate import Evaluation, Evaluator
+from student_worker.failpoints import fail_point
 from student_worker.group import Group, Membership
 from student_worker.journal import Journal
 from student_worker.kept_mass import KeptMass
@@ -123,6 +124,7 @@ class Trainer:
             if parts.state.step == 0:
                 self._evaluate()
             while parts.state.step < parts.cadence.max_steps and not parts.stopping.is_set():
+                fail_point("between-steps", parts.state.step)
                 self._step()
             self.outcome.interrupted = parts.state.step < parts.cadence.max_steps
         except Interrupted:
@@ -148,9 +150,11 @@ class Trainer:
         self._plan()
         scalars, reason = self._compute()
         gradient, scalars = parts.group.reduce(parts.tree, scalars)
+        fail_point("before-vote", parts.state.step)
         if not parts.group.commit():
             _log.warning("step_not_committed", step=parts.state.step + 1, world_size=membership.world_size)
             return
+        fail_point("after-vote", parts.state.step)
         losses = ShardLoss(*scalars.sum(0).tolist())
         self._apply(gradient, losses, reason, began, parts.prefetcher.wait_seconds - waited)
 
@@ -191,6 +195,7 @@ class Trainer:
                 reason, loss = str(error), ShardLoss(math.nan, math.nan, math.nan)
             parts.tree.add(shard, flat)
             scalars[shard] = torch.tensor([loss.loss, loss.cross_entropy, loss.kl], dtype=torch.float64)
+            fail_point("mid-step", step)
         parts.optimizer.detach()
         return scalars, reason
 
@@ -244,7 +249,7 @@ class Trainer:
         parts, step = self._parts, self._parts.state.step
         if parts.evaluator is None or not parts.cadence.evaluate_at(step):
             return
-        evaluation = parts.evaluator.evaluate(parts.student)
+        evaluation = parts.evaluator.evaluate(parts.student, step)
         if evaluation is None:
             return
         self.outcome.evaluations.append((step, evaluation))

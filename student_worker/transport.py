@@ -34,6 +34,7 @@ from torch import Tensor
 from torchft.checkpointing import CheckpointTransport
 
 from stillhouse.errors import CheckpointError, CodecError, ConfigurationError
+from student_worker.failpoints import fail_point
 from student_worker.tensor_stream import chunks_of, read_tensors, size_of
 
 MAX_STATE_BYTES = 1 << 40
@@ -94,6 +95,7 @@ class _Offer:
                 return
             digest.update(chunk)
             yield chunk
+            fail_point("mid-offer", self.step)
         if not self.withdrawn.is_set():
             yield digest.digest()
 
@@ -196,6 +198,7 @@ class StateTransport(CheckpointTransport):  # type: ignore[misc]  # torchft ship
             raise CodecError(f"the metadata announces {size} bytes")
         text = bytearray(size)
         read_into(memoryview(text))
+        fail_point("mid-heal", step)
         tensors = read_tensors(read_into, limit_bytes=announced - 8 - size - DIGEST_BYTES)
         trailer = bytearray(DIGEST_BYTES)
         _fill(response, memoryview(trailer), deadline)
