@@ -50,7 +50,7 @@ def resolve_model(name: str | Path, *, revision: str | None = None, cache_dir: P
     """
     text = str(name)
     path = Path(name).expanduser()
-    is_local = path.exists() or text == SMOLLM2 or _looks_like_a_path(text)
+    is_local = path.exists() or text == SMOLLM2 or looks_like_a_path(text)
     if is_local and revision is not None:
         raise ConfigurationError(f"revision {revision!r} was given, but model {text!r} is local and has no revisions")
     if path.is_dir():
@@ -65,6 +65,11 @@ def resolve_model(name: str | Path, *, revision: str | None = None, cache_dir: P
     if is_local:
         raise ConfigurationError(f"model {text!r} does not exist; name a folder, a .gguf file or a hub name")
     return _fetch_from_hub(text, revision)
+
+
+def looks_like_a_path(text: str) -> bool:
+    """Tell whether a name that stands for nothing here was meant as a path, and not as one of the hub's."""
+    return text.startswith(("/", "./", "../", "~")) or text.endswith((".gguf", "/")) or text.count("/") > 1
 
 
 def load_causal_lm(
@@ -204,10 +209,6 @@ def silence_transformers() -> None:
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers leaves it untyped
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # the same
     hub_utils.disable_progress_bars()  # type: ignore[attr-defined]  # exported, though not by the type checker's rules
-
-
-def _looks_like_a_path(text: str) -> bool:
-    return text.startswith(("/", "./", "../", "~")) or text.endswith((".gguf", "/")) or text.count("/") > 1
 
 
 def _check_folder(folder: Path) -> None:

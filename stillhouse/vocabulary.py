@@ -8,6 +8,7 @@ shorter tokenizer's length; both sides are then cut to N before any softmax. Hea
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from stillhouse.errors import DataError, VocabularyMismatchError
@@ -47,6 +48,45 @@ def tokenizer_tokens(tokenizer: HasVocabulary) -> tuple[str, ...]:
     return tuple(tokens)
 
 
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """An id to which two tokenizers give different tokens."""
+
+    token_id: int
+    a: str
+    b: str
+
+
+@dataclass(frozen=True, slots=True)
+class VocabularyComparison:
+    """What two tokenizers have in common.
+
+    `num_shared` is N, 0 where they cannot be paired; of the `num_compared` ids that both have, `num_different` stand
+    for different tokens.
+    """
+
+    num_shared: int
+    num_compared: int
+    num_different: int
+    first_difference: Difference | None
+
+    @property
+    def can_be_paired(self) -> bool:
+        """Whether every id that both have stands for the same token."""
+        return self.first_difference is None
+
+
+def compare_vocabularies(
+    a_tokens: Sequence[str], b_tokens: Sequence[str], a_head_size: int | None = None, b_head_size: int | None = None
+) -> VocabularyComparison:
+    """Compare two tokenizers id by id; arguments as in `shared_vocabulary`, in either order."""
+    size = min(len(a_tokens), len(b_tokens))
+    pairs = enumerate(zip(a_tokens[:size], b_tokens[:size], strict=True))
+    different = [Difference(index, a, b) for index, (a, b) in pairs if a != b]
+    shared = 0 if different else min(size, a_head_size or size, b_head_size or size)
+    return VocabularyComparison(shared, size, len(different), different[0] if different else None)
+
+
 def shared_vocabulary(
     teacher_tokens: Sequence[str],
     student_tokens: Sequence[str],
@@ -71,15 +111,15 @@ def shared_vocabulary(
     for side, tokens in (("teacher", teacher_tokens), ("student", student_tokens)):
         if not tokens:
             raise VocabularyMismatchError(f"the {side}'s tokenizer has no tokens; was it loaded?")
-    size = min(len(teacher_tokens), len(student_tokens))
-    for index, (theirs, ours) in enumerate(zip(teacher_tokens, student_tokens, strict=False)):
-        if theirs != ours:
-            raise VocabularyMismatchError(
-                f"teacher and student cannot be paired: token id {index} is {theirs!r} to the teacher and {ours!r} to "
-                f"the student (vocabulary sizes {len(teacher_tokens)} and {len(student_tokens)}); "
-                "take a student with the teacher's tokenizer"
-            )
-    return min(size, teacher_head_size or size, student_head_size or size)
+    found = compare_vocabularies(teacher_tokens, student_tokens, teacher_head_size, student_head_size)
+    if found.first_difference is not None:
+        first = found.first_difference
+        raise VocabularyMismatchError(
+            f"teacher and student cannot be paired: token id {first.token_id} is {first.a!r} to the teacher and "
+            f"{first.b!r} to the student (vocabulary sizes {len(teacher_tokens)} and {len(student_tokens)}; "
+            f"{found.num_different} ids differ); take a student with the teacher's tokenizer"
+        )
+    return found.num_shared
 
 
 def check_token_ids(max_token_id: int, vocabulary_size: int, *, source: str = "the data") -> None:

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_
 import typer
 
 from stillhouse.data.spec import DataSpec, data_spec
-from stillhouse.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -128,33 +127,12 @@ def inspect_(
 
 def _prepare(spec: DataSpec, tokenizer: str, revision: str | None, cache_dir: Path | None) -> tuple[Prepared, Any]:
     from stillhouse.cli.data_view import preparing
+    from stillhouse.cli.named_tokenizer import open_tokenizer
     from stillhouse.data import prepare
 
-    loaded = _load_tokenizer(tokenizer, revision)
+    loaded = open_tokenizer(tokenizer, revision)
     with preparing(_console(stderr=True)) as progress:
         return prepare(spec, loaded, cache_dir, progress), loaded
-
-
-def _load_tokenizer(name: str, revision: str | None) -> Any:
-    from stillhouse.models import SMOLLM2, load_tokenizer, resolve_model, silence_transformers
-
-    silence_transformers()
-    path = Path(name or "(nothing)").expanduser()
-    if path.exists() or name == SMOLLM2:
-        if revision is not None:
-            raise ConfigurationError(f"revision {revision!r} has no effect: the tokenizer {name!r} is local")
-        # A folder may hold a tokenizer alone, with no model beside it.
-        return load_tokenizer(path if path.is_dir() else resolve_model(name))
-    from transformers import AutoTokenizer
-
-    try:
-        # Not through `resolve_model`, which would fetch the weights too.
-        return AutoTokenizer.from_pretrained(name, revision=revision)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise ConfigurationError(
-            f"tokenizer {name!r} is neither a folder nor one that the hub gives now "
-            f"({str(error).splitlines()[0]}); name a folder, a hub name or smollm2"
-        ) from error
 
 
 def _console(*, stderr: bool = False) -> Console:

@@ -85,12 +85,14 @@ def build_app() -> typer.Typer:
     from stillhouse.cli.bench import app as bench
     from stillhouse.cli.data import app as data
     from stillhouse.cli.demo import demo
+    from stillhouse.cli.tokenizers import app as tokenizers
 
     app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
     app.callback()(_root)
     for entry in sorted(entry_points(group=COMMAND_GROUP), key=lambda entry: entry.name, reverse=True):
         _add_verb(app, entry)
     app.add_typer(data, name="data")
+    app.add_typer(tokenizers, name="tokenizers")
     app.add_typer(bench, name="bench")
     app.command()(demo)
     return app
