@@ -15,11 +15,14 @@ from typing import Annotated, Any
 import typer
 
 from stillhouse.errors import ConfigurationError
+from student_worker.recipe_cli import app as recipe_app
 from student_worker.recipe_sources import ENV_PREFIX, Key, keys, load_recipe
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Train a student from its teacher."
 )
+
+app.add_typer(recipe_app, name="recipe")
 
 
 @app.callback()

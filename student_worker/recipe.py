@@ -15,6 +15,7 @@ from pydantic.config import JsonDict
 
 from stillhouse.data import DataSpec
 from student_worker import encoding_choice
+from student_worker.recipe_checks import check_together
 from student_worker.schedule import SchedulerType
 from student_worker.student_spec import CausalLMSpec, FixtureSpec, Strict, StudentSpec
 
@@ -249,17 +250,7 @@ class Recipe(Strict):
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:
-        lengths = ("max_steps", "max_tokens", "num_train_epochs")
-        named = [name for name in lengths if getattr(self, name) is not None]
-        if len(named) > 1:
-            raise ValueError(f"{' and '.join(named)} all say how long to train; give one")
-        if self.micro_shards > self.global_batch_size:
-            raise ValueError(
-                f"micro_shards {self.micro_shards} is more than the {self.global_batch_size} samples of a global "
-                "batch; raise global_batch_size or lower micro_shards"
-            )
-        if self.max_steps is not None and self.warmup_steps > self.max_steps:
-            raise ValueError(f"warmup_steps {self.warmup_steps} is more than max_steps {self.max_steps}")
+        check_together(self)
         return self
 
     def num_steps(self, num_samples: int) -> int:

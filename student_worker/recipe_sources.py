@@ -24,6 +24,7 @@ from pydantic.fields import FieldInfo
 from stillhouse.data import DataSpec
 from stillhouse.errors import ConfigurationError
 from student_worker.recipe import CausalLMSpec, FixtureSpec, Recipe
+from student_worker.recipe_errors import explain, short, suggestion
 
 ENV_PREFIX = "STUDENT_"
 
@@ -49,7 +50,13 @@ class Key:
     @property
     def is_list(self) -> bool:
         """Whether it holds several texts, each given by the flag once more."""
-        return typing.get_args(self.info.annotation)[:1] == (str,) and typing.get_origin(self.info.annotation) is tuple
+        return typing.get_origin(self.info.annotation) is tuple
+
+    @property
+    def is_number(self) -> bool:
+        """Whether it holds a number, which yes and no are not."""
+        kinds = {self.info.annotation, *typing.get_args(self.info.annotation)}
+        return bool(kinds & {int, float}) and not self.is_list
 
     @property
     def is_secret(self) -> bool:
@@ -75,7 +82,20 @@ def keys() -> Mapping[str, Key]:
     return types.MappingProxyType(found)
 
 
+@dataclass(frozen=True, slots=True)
+class Sourced:
+    """A recipe, and where each of its values comes from, by flat name: a file, a variable, a flag, or the default."""
+
+    recipe: Recipe
+    origins: Mapping[str, str]
+
+
 def load_recipe(file: Path | None, flags: Mapping[str, Any], environment: Mapping[str, str]) -> Recipe:
+    """Put a recipe together; see `load_with_origins`."""
+    return load_with_origins(file, flags, environment).recipe
+
+
+def load_with_origins(file: Path | None, flags: Mapping[str, Any], environment: Mapping[str, str]) -> Sourced:
     """Put a recipe together.
 
     Args:
@@ -84,54 +104,28 @@ def load_recipe(file: Path | None, flags: Mapping[str, Any], environment: Mappin
         environment: `STUDENT_*` variables are read, and unknown ones refused.
 
     Raises:
-        ConfigurationError: a file that cannot be read, or a key that is unknown, missing or out of range.
+        ConfigurationError: a file that cannot be read, or a key that is unknown, unused, missing or out of range.
     """
     values = _read(file) if file is not None else {}
-    for source in (_from_environment(environment), flags):
+    origins = {name: str(file) for name, key in keys().items() if _holds(values, key.path)}
+    for source, origin in ((_from_environment(environment), _variable), (flags, _flag)):
         for name, value in source.items():
             if value is not None:
                 _set(values, keys()[name].path, value)
+                origins[name] = origin(name)
     try:
-        return Recipe.model_validate(values)
+        recipe = Recipe.model_validate(values)
     except ValidationError as error:
-        raise ConfigurationError(explain(error)) from None
+        raise ConfigurationError(explain(error, keys())) from None
+    return Sourced(recipe, types.MappingProxyType(origins))
 
 
-def explain(error: ValidationError) -> str:
-    """Say in one line what is wrong with which key, and what to write instead where that can be guessed."""
-    lines = []
-    for problem in error.errors(include_url=False, include_context=False):
-        # The kind of a tagged union stands in the place too; a reader knows it as no key.
-        place = [str(part) for part in problem["loc"] if part not in ("fixture", "causal_lm")]
-        key = ".".join(place) or "recipe"
-        if problem["type"] == "extra_forbidden":
-            lines.append(f"{key}: unknown key{_suggestion(place)}")
-        elif problem["type"] == "missing":
-            flag = next((known.name for known in keys().values() if list(known.path) == place), place[-1])
-            lines.append(f"{key}: missing; give it in the recipe or as --{flag.replace('_', '-')}")
-        else:
-            given = "" if isinstance(problem["input"], dict) else f"; got {_short(problem['input'])}"
-            lines.append(f"{key}: {problem['msg'].removeprefix('Value error, ')}{given}")
-    return "; ".join(lines)
+def _variable(name: str) -> str:
+    return f"{ENV_PREFIX}{name.upper()}"
 
 
-def _suggestion(place: list[str]) -> str:
-    siblings = [key.path[-1] for key in keys().values() if list(key.path[:-1]) == place[:-1]]
-    everywhere = {key.path[-1]: ".".join(key.path) for key in keys().values()}
-    near = difflib.get_close_matches(place[-1], siblings, n=1)
-    if near == place[-1:]:
-        return f"; this kind of {place[0]} has none, drop it or name another kind"
-    if near:
-        return f"; did you mean {'.'.join([*place[:-1], near[0]])}?"
-    if place[-1] in everywhere:
-        return f"; it is {everywhere[place[-1]]}"
-    far = difflib.get_close_matches(place[-1], everywhere, n=1)
-    return f"; did you mean {everywhere[far[0]]}?" if far else ""
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 class _OneOfEach(yaml.SafeLoader):
@@ -158,8 +152,13 @@ def _read(file: Path) -> dict[str, Any]:
         raise ConfigurationError(f"recipe {str(file)!r} must hold a mapping of keys to values")
     for part in ("data", "student"):
         if part in content and not isinstance(content[part], dict):
-            raise ConfigurationError(f"recipe {str(file)!r}: {part} must be a mapping; got {_short(content[part])}")
-    return {str(key): dict(value) if isinstance(value, dict) else value for key, value in content.items()}
+            raise ConfigurationError(f"recipe {str(file)!r}: {part} must be a mapping; got {short(content[part])}")
+    values = {str(key): dict(value) if isinstance(value, dict) else value for key, value in content.items()}
+    for key in keys().values():
+        # A number that says yes or no would be taken as 1 or 0.
+        if key.is_number and isinstance(value := _get(values, key.path), bool):
+            raise ConfigurationError(f"{'.'.join(key.path)}: must be a number; got {str(value).lower()}")
+    return values
 
 
 def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
@@ -172,10 +171,22 @@ def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
             if SERVICE_LINK.fullmatch(variable):
                 continue
             near = difflib.get_close_matches(name, keys(), n=1)
-            hint = f"; did you mean {ENV_PREFIX}{near[0].upper()}?" if near else ""
+            hint = f"; did you mean {_variable(near[0])}?" if near else suggestion([name], keys())
             raise ConfigurationError(f"{variable} is set, but there is no such setting{hint}")
-        values[name] = text.split(",") if keys()[name].is_list else text
+        values[name] = [part for part in text.split(",") if part] if keys()[name].is_list else text
     return values
+
+
+def _get(values: Mapping[str, Any], path: tuple[str, ...]) -> Any:
+    """Return the value at a place, None where there is none."""
+    found: Any = values
+    for part in path:
+        found = found.get(part) if isinstance(found, Mapping) else None
+    return found
+
+
+def _holds(values: Mapping[str, Any], path: tuple[str, ...]) -> bool:
+    return _get(values, path) is not None
 
 
 def _set(values: dict[str, Any], path: tuple[str, ...], value: Any) -> None:

@@ -87,6 +87,8 @@ class CausalLMSpec(Strict):
             raise ValueError(f"{' and '.join(named)} both say which layers stay; give one")
         if self.config is not None and (self.model is not None or named):
             raise ValueError(f"config draws new weights, so {named[0] if named else 'model'} cannot stand beside it")
+        if self.config is not None and self.revision is not None:
+            raise ValueError("revision has no effect beside config, which draws new weights; drop it")
         if self.config is None and self.model is None and not named:
             raise ValueError(
                 "name the student: model, config, or keep_layers or keep_most_important to cut it out of its teacher"

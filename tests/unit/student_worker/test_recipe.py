@@ -136,7 +136,7 @@ def test_a_file_that_is_no_recipe_is_refused(tmp_path: Path, content: str) -> No
 
 def test_the_hash_covers_what_the_weights_depend_on_and_no_more() -> None:
     plain = load()
-    assert plain.hash == load(teacher="other:1", output_dir="elsewhere", eval_steps="5", http_port="0").hash
+    assert plain.hash == load(teacher="other:1", output_dir="elsewhere", save_steps="5", http_port="0").hash
     assert load(encoding="dense").hash == load(encoding="dense:float32").hash
     for changed in (
         {"seed": "1"},
