@@ -162,12 +162,13 @@ def _train(
         "--save-steps",
         str(steps),
     ]
-    argv += ["--eval-steps", str(STEPS_PER_EVALUATION) if is_first else "0", "--eval-encoding", "dense:f16"]
+    if is_first:
+        argv += ["--eval-steps", str(STEPS_PER_EVALUATION), "--eval-encoding", "dense:f16", "--export-initial"]
+    else:
+        argv += ["--eval-steps", "0"]
     if settings.teacher == "smollm2":
         # The licence of the weights and of the text (Python's documentation) that the student comes from.
         argv += ["--license", "apache-2.0 (weights), PSF-2.0 (text)"]
-    if is_first:
-        argv.append("--export-initial")
     before = read_teacher(address["http"])
     counters = TeacherCounters()
     tail = MetricsTail(run / "metrics.jsonl")
