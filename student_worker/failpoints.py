@@ -89,7 +89,7 @@ def fail_point(name: Point, step: int) -> None:
         return
     for armed in parse(text):
         if armed.is_here(name, step):
-            _act(armed, Path(os.environ.get(FOLDER_VARIABLE, ".")))
+            _act(armed, step, Path(os.environ.get(FOLDER_VARIABLE, ".")))
 
 
 @cache
@@ -114,8 +114,8 @@ def parse(text: str) -> tuple[Armed, ...]:
     return tuple(found)
 
 
-def _act(armed: Armed, folder: Path) -> None:
-    is_first = _strike(folder / f"{armed.place}.struck")
+def _act(armed: Armed, step: int, folder: Path) -> None:
+    is_first = _strike(folder / f"{armed.place}.struck", step)
     if armed.action == "hold":
         deadline = time.monotonic() + MAX_WAIT_SECONDS
         while not (folder / f"{armed.place}.go").exists() and time.monotonic() < deadline:
@@ -126,11 +126,11 @@ def _act(armed: Armed, folder: Path) -> None:
         os.kill(os.getpid(), signal.SIGKILL if armed.action == "kill" else signal.SIGSTOP)
 
 
-def _strike(path: Path) -> bool:
-    """Leave the file that says so; False where there is one."""
+def _strike(path: Path, step: int) -> bool:
+    """Leave the file that says which process it was and at which step; False where there is one."""
     try:
         with path.open("x", encoding="utf-8") as file:
-            file.write(f"{os.getpid()}\n")
+            file.write(f"{os.getpid()} {step}\n")
             file.flush()
             os.fsync(file.fileno())
     except FileExistsError:

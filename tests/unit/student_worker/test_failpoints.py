@@ -68,7 +68,7 @@ def test_a_point_strikes_once_at_its_step_and_leaves_a_file(
     fail_point("mid-step", 3)
     fail_point("mid-step", 3)
     assert (slept, files(tmp_path)) == ([7], ["mid-step@3.struck"])
-    assert (tmp_path / "mid-step@3.struck").read_text() == f"{os.getpid()}\n"
+    assert (tmp_path / "mid-step@3.struck").read_text() == f"{os.getpid()} 3\n"
 
 
 def test_a_point_may_be_of_any_step_and_of_one_worker(
