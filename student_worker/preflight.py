@@ -18,6 +18,7 @@ from stillhouse.vocabulary import check_token_ids, shared_vocabulary, tokenizer_
 from student_worker.batches import Asking
 from student_worker.encoding_choice import choose_encoding, warn_of_noise
 from student_worker.recipe import FixtureSpec, Recipe
+from student_worker.run_length import num_steps
 from student_worker.steps import Steps
 from student_worker.students.base import Student
 from student_worker.students.build import build_student, find_tokenizer
@@ -70,12 +71,12 @@ def prepare_run(recipe: Recipe, teacher: TeacherDescription, device: torch.devic
     vocabulary_size = min(vocabulary_size, built.student.vocabulary_size)
     check_token_ids(prepared.manifest.max_token_id, vocabulary_size)
     train = prepared.train
-    num_steps = recipe.num_steps(len(train))
+    order = Order(len(train), recipe.seed, train.fingerprint)
+    steps = num_steps(recipe, train, order)
     encoding = choose_encoding("encoding", recipe.encoding, teacher, vocabulary_size)
     warn_of_noise(encoding, recipe.temperature)
-    if recipe.warmup_steps > num_steps:
-        raise ConfigurationError(f"warmup_steps {recipe.warmup_steps} is more than the run's {num_steps} steps")
-    order = Order(len(train), recipe.seed, train.fingerprint)
+    if recipe.warmup_steps > steps:
+        raise ConfigurationError(f"warmup_steps {recipe.warmup_steps} is more than the run's {steps} steps")
     return Ready(
         teacher=teacher,
         prepared=prepared,
@@ -84,7 +85,7 @@ def prepare_run(recipe: Recipe, teacher: TeacherDescription, device: torch.devic
         teacher_parameters=built.base_parameters if built.base_name == teacher.model else None,
         dropped_layers=built.dropped_layers,
         vocabulary_size=vocabulary_size,
-        num_steps=num_steps,
+        num_steps=steps,
         steps=Steps(train, order, recipe.global_batch_size, recipe.micro_shards),
         asking=Asking(encoding, recipe.temperature, vocabulary_size, teacher.fingerprint),
         eval_encoding=choose_encoding("eval_encoding", recipe.eval_encoding, teacher, vocabulary_size),

@@ -103,7 +103,7 @@ class Recipe(Strict):
     max_tokens: int | None = Field(
         None,
         ge=1,
-        description="Train until so many tokens were learnt from: the step that reaches them is the last.",
+        description="Train until so many tokens were read: the step that reaches them is the last.",
         json_schema_extra=RESULT,
     )
     num_train_epochs: float | None = Field(
@@ -252,13 +252,6 @@ class Recipe(Strict):
     def _check_together(self) -> Self:
         check_together(self)
         return self
-
-    def num_steps(self, num_samples: int) -> int:
-        """Return the steps of the run over a dataset of so many samples."""
-        if self.max_steps is not None:
-            return self.max_steps
-        samples = (self.num_train_epochs or 1.0) * num_samples
-        return max(1, -int(-samples // self.global_batch_size))
 
     def result_keys(self) -> dict[str, Any]:
         """Return what the trained weights depend on, as JSON holds it."""

@@ -106,6 +106,12 @@ class PackedDataset:
         lengths: NDArray[np.int64] = np.diff(self._edges)
         return lengths
 
+    def sample_lengths(self) -> NDArray[np.int64]:
+        """Return the length in tokens of each sample, int64 `[S]`: the block size, but for the last block."""
+        starts = np.asarray(self._samples, dtype=np.int64) * self.block_size
+        lengths: NDArray[np.int64] = np.minimum(self.block_size, int(self._edges[-1]) - starts)
+        return lengths
+
     def _segments(self, index: int) -> list[Segment]:
         return self._packing.segments(int(self._samples[index]))
 

@@ -344,3 +344,10 @@ def test_samples_are_counted_as_a_sequence_is(tmp_path: Path, tokenizer: Any) ->
     for index in (len(train), -len(train) - 1):
         with pytest.raises(IndexError, match=f"of {len(train)}"):
             train[index]
+
+
+def test_every_sample_has_the_blocks_length_but_the_last(tmp_path: Path) -> None:
+    np.arange(1, 24, dtype="<u4").tofile(tmp_path / "x.bin")
+    spec = DataSpec(sources=(str(tmp_path / "x.bin"),), block_size=5, boundary_token_id=7)
+    data = prepare(spec, None, tmp_path / "cache").train
+    assert data.sample_lengths().tolist() == [len(sample.token_ids) for sample in data] == [5, 5, 5, 5, 3]

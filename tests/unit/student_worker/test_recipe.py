@@ -161,10 +161,5 @@ def test_a_fixture_needs_no_model() -> None:
     assert recipe.student == FixtureSpec(kind="fixture", vocabulary_size=50, initial_value=0.0)
 
 
-@pytest.mark.parametrize(("flags", "steps"), [({}, 13), ({"num_train_epochs": "2"}, 25), ({"max_steps": "7"}, 7)])
-def test_steps_follow_from_epochs_or_are_given(flags: dict[str, str], steps: int) -> None:
-    assert load(**flags).num_steps(100) == steps
-
-
 def test_every_help_text_on_alpha_states_the_direction() -> None:
     assert "1 - alpha weighs KL" in str(keys()["alpha"].info.description)
