@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stillhouse.data import Order, PackedDataset
@@ -39,6 +39,7 @@ def test_steps_follow_from_epochs_or_are_given(flags: dict[str, str], steps: int
     assert num_steps(recipe(**flags), data, Order(100, 42, "f")) == steps
 
 
+@settings(deadline=None)
 @given(
     lengths=st.lists(st.integers(1, 9), min_size=1, max_size=12),
     size=st.integers(1, 5),
