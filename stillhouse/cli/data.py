@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import inspect
 import json
-import types
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from stillhouse.cli.data_flags import data_flags, take_data
 from stillhouse.data.spec import DataSpec, data_spec
 
 if TYPE_CHECKING:
@@ -38,46 +38,23 @@ def _with_data_flags(command: Callable[..., None]) -> Callable[..., None]:
     """Let a command that takes `spec` first take one flag per field of `DataSpec` instead."""
 
     def run(sources: list[str] | None = None, **values: Any) -> None:
-        flags = {_field_name(name): values.pop(name) for name in names}
-        flags["sources"] = (*(sources or ()), *(flags["sources"] or ())) or None
-        # An empty list is how typer says that a repeated flag was not given.
-        command(data_spec({name: value or None if value == [] else value for name, value in flags.items()}), **values)
+        given = take_data(values)
+        named = (*(sources or ()), *given.get("sources", ()))
+        command(data_spec({**given, "sources": named or None}), **values)
 
     own = list(inspect.signature(command, eval_str=True).parameters.values())[1:]
     positional = inspect.Parameter(
         "sources", inspect.Parameter.POSITIONAL_OR_KEYWORD, default=None, annotation=SourceNames
     )
-    flags = [_flag(name) for name in DataSpec.model_fields]
-    names = [flag.name for flag in flags]
-    parameters = [positional, *(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in own), *flags]
+    parameters = [
+        positional,
+        *(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in own),
+        *data_flags(),
+    ]
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # functions take attributes
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     run.__name__, run.__doc__ = command.__name__.rstrip("_"), command.__doc__
     return run
-
-
-def _field_name(flag: str) -> str:
-    return "sources" if flag == "data" else flag
-
-
-def _flag(field: str) -> inspect.Parameter:
-    info = DataSpec.model_fields[field]
-    name = "data" if field == "sources" else field
-    dashed = name.replace("_", "-")
-    kind: Any = info.annotation
-    kinds = get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
-    kind = next(one for one in kinds if one is not types.NoneType)
-    if get_origin(kind) is tuple:
-        kind = list[str]
-    description = " ".join((info.description or "").split())
-    if not info.is_required() and info.default not in (None, (), True, False):
-        description += f" (default: {info.default})"
-    option = typer.Option(
-        f"--{dashed}/--no-{dashed}" if kind is bool else f"--{dashed}", help=description, show_default=False
-    )
-    return inspect.Parameter(
-        name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, option]
-    )
 
 
 @app.command("prepare")
