@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import threading
 from dataclasses import replace
@@ -11,7 +12,6 @@ import torch
 from stillhouse.encoding_text import format_encoding
 from stillhouse.encodings import Hidden
 from stillhouse.errors import ConfigurationError
-from stillhouse.fingerprint import fingerprint
 from stillhouse.payloads import OutputHead
 from stillhouse.providers import TeacherLogitsProvider
 from stillhouse.version import __version__
@@ -53,7 +53,16 @@ def check_group(recipe: Recipe) -> None:
         raise ConfigurationError("run_token is missing: set STUDENT_RUN_TOKEN, the same for every worker of the run")
 
 
-def make_group(recipe: Recipe, state: WorkerState, ready: Ready) -> Group:
+def described(recipe: Recipe, state: WorkerState) -> dict[str, str]:
+    """Return what every worker of a run must agree on, by names that a refusal can use."""
+    told = {"release": __version__, **state.identity}
+    for key, value in recipe.result_keys().items():
+        parts = {f"{key}.{name}": part for name, part in value.items()} if isinstance(value, dict) else {key: value}
+        told |= {name: json.dumps(part) for name, part in parts.items()}
+    return told
+
+
+def make_group(recipe: Recipe, state: WorkerState, ready: Ready, stopping: threading.Event) -> Group:
     """Return the workers that train together: this one alone, or those that meet at the lighthouse."""
     if recipe.lighthouse is None:
         return SoloGroup(state, step=state.step)
@@ -63,10 +72,12 @@ def make_group(recipe: Recipe, state: WorkerState, ready: Ready) -> Group:
         lighthouse=recipe.lighthouse,
         worker_id=f"{socket.gethostname()}-{recipe.worker_index}",
         token=recipe.run_token.get_secret_value(),
-        run_id=fingerprint("run", __version__, *(f"{key}={value}" for key, value in sorted(state.identity.items()))),
+        run=described(recipe, state),
+        max_workers=recipe.micro_shards,
         step=state.step,
         device=ready.student.device,
         timeout_seconds=recipe.step_timeout_seconds,
+        stopping=stopping,
     )
 
 

@@ -11,6 +11,10 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
+import time
+from collections.abc import Mapping
+from concurrent.futures import Future, wait
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -20,7 +24,9 @@ from torch._C._distributed_c10d import TCPStore
 
 from stillhouse.errors import ConfigurationError, StillhouseError
 from student_worker.group import Group, Membership, Metadata, SoloGroup, TrainingState
+from student_worker.introductions import Introduction
 from student_worker.network import local_address, split_address, use_interface_of
+from student_worker.prefetch import Interrupted
 from student_worker.reduction import GradientSum, sum_scalars
 
 if TYPE_CHECKING:
@@ -31,8 +37,15 @@ __all__ = ["ElasticGroup", "Group", "GroupLostError", "Membership", "Metadata", 
 CONNECT_TIMEOUT = timedelta(seconds=10)
 MAX_TIMEOUT_FACTOR = 8
 """Steps that fail twice double the timeout, up to this many times the one asked for."""
+CALM_STEPS = 100
+"""After so many steps in a row that counted, a doubled timeout is halved again, down to the one asked for."""
 MAX_FAILURES = 30
 """A worker gives up after this many steps in a row that did not count, and may be started anew."""
+
+LEAVE_SECONDS = 5.0
+"""A worker that is told to stop while it waits for a quorum leaves without one after so long: peers may be about to
+count on it, but a lighthouse that is away must not hold it."""
+POLL_SECONDS = 0.1
 
 _log = logging.getLogger(__name__)
 
@@ -51,13 +64,16 @@ class ElasticGroup(Group):
         lighthouse: its address, `HOST:PORT`.
         worker_id: a name of this worker, the same after a restart.
         token: the run's secret; a peer without it gets no weights.
-        run_id: stands for recipe, data and release; workers of different runs refuse each other.
+        run: recipe, data, release and what else must be equal among the workers, by names that a reader knows;
+            workers of different runs part at once.
+        max_workers: the most that a global batch has work for; the newest above it leave.
         step: steps that are committed already, from the checkpoint.
         device: where gradients live: gloo on "cpu", NCCL on "cuda".
         timeout_seconds: how long peers wait for each other between `start_step` and `commit`; at least five times
             what the slowest worker computes in between.
         quorum_timeout_seconds: how long a worker waits for a quorum, the lighthouse being there.
         quorum_retries: how often a lighthouse that is away is asked again.
+        stopping: once it is set, the step under way is this worker's last.
 
     Raises:
         ConfigurationError: If the lighthouse's address cannot be used.
@@ -71,12 +87,14 @@ class ElasticGroup(Group):
         lighthouse: str,
         worker_id: str,
         token: str,
-        run_id: str,
+        run: Mapping[str, str],
+        max_workers: int,
         step: int = 0,
         device: torch.device | str = "cpu",
         timeout_seconds: float = 10.0,
         quorum_timeout_seconds: float = 30.0,
         quorum_retries: int = 50,
+        stopping: threading.Event | None = None,
     ) -> None:
         # Both of torchft's halves write several lines for every step; failures are logged here, once.
         os.environ.setdefault("RUST_LOG", "warn")
@@ -84,7 +102,7 @@ class ElasticGroup(Group):
             logging.getLogger(name).setLevel(logging.CRITICAL)
         from torchft import Manager
 
-        from student_worker.collectives import Introduction, process_group
+        from student_worker.collectives import process_group
         from student_worker.transport import StateTransport
 
         host, port = split_address(lighthouse)
@@ -92,12 +110,18 @@ class ElasticGroup(Group):
         use_interface_of(address)
         self._timeout = timedelta(seconds=timeout_seconds)
         self._max_timeout = self._timeout * MAX_TIMEOUT_FACTOR
+        self._asked_timeout = self._timeout
         self._failures = 0
-        self._introduce = Introduction
-        self._run = (run_id, token)
+        self._calm = 0
+        self._run = (run, token)
         self._established = False
+        self._stopping = stopping or threading.Event()
+        self._has_left = False
         self._collectives: ProcessGroupCollectives | None = None
-        self._processes = process_group(torch.device(device), self._timeout)
+        self._device = torch.device(device)
+        self._processes = process_group(self._device, self._timeout)
+        self._processes.max_workers = max_workers
+        self._transport = StateTransport(address, token, transfer_timeout_seconds=self._max_timeout.total_seconds())
         # Kept: the store lives as long as this object, and with it the worker's place in the quorum.
         self._store = TCPStore(address, 0, is_master=True, wait_for_workers=False)
         try:
@@ -118,7 +142,7 @@ class ElasticGroup(Group):
                 lighthouse_addr=f"http://{host}:{port}",
                 replica_id=worker_id,
                 hostname=address,
-                checkpoint_transport=StateTransport(address, token),
+                checkpoint_transport=self._transport,
                 quorum_retries=quorum_retries,
             )
         except (RuntimeError, TimeoutError) as error:
@@ -131,19 +155,18 @@ class ElasticGroup(Group):
         """Form the next quorum, heal if this worker is behind, and return who takes part.
 
         Raises:
-            ConfigurationError: If this worker is a stranger to the run: another recipe, another token.
+            ConfigurationError: If this worker is a stranger to the run (another recipe, another token), or one more
+                than it has work for.
             GroupLostError: If no quorum could be formed, or healing failed again and again.
+            Interrupted: If `stopping` was set meanwhile and no quorum came.
         """
         from student_worker.collectives import ProcessGroupCollectives
 
         while True:
             step = self._manager.current_step()
-            run_id, token = self._run
-            self._processes.introduction = self._introduce(run_id, token, step, self._established)
-            try:
-                self._manager.start_quorum()
-            except (RuntimeError, TimeoutError) as error:
-                raise GroupLostError(f"no quorum for step {step}: {error}") from error
+            run, token = self._run
+            self._processes.introduction = Introduction(run, token, step, self._established)
+            self._await_quorum(step)
             failure = self._manager.errored()
             if failure is None:
                 break
@@ -155,18 +178,48 @@ class ElasticGroup(Group):
             self.commit()
         membership = Membership(
             step=self._manager.current_step(),
-            rank=self._manager.participating_rank(),
-            world_size=self._manager.num_participants(),
+            rank=self._processes.rank,
+            world_size=self._processes.world_size,
         )
         self._collectives = ProcessGroupCollectives(
             self._processes, membership.rank, membership.world_size, membership.step
         )
         return membership
 
+    def _await_quorum(self, step: int) -> None:
+        """Let torchft form the quorum in a thread: it cannot be interrupted, and this worker may be told to stop."""
+        formed: Future[None] = Future()
+
+        def form() -> None:
+            try:
+                if self._device.type == "cuda":
+                    torch.cuda.set_device(self._device)
+                self._manager.start_quorum()
+            except Exception as error:  # noqa: BLE001 - raised again below, in the thread that waits
+                formed.set_exception(error)
+            else:
+                formed.set_result(None)
+
+        threading.Thread(target=form, name="quorum", daemon=True).start()
+        told_to_stop: float | None = None
+        while not wait([formed], timeout=POLL_SECONDS).done:
+            if told_to_stop is None and self._stopping.is_set():
+                told_to_stop = time.monotonic()
+            if told_to_stop is not None and time.monotonic() > told_to_stop + LEAVE_SECONDS:
+                raise Interrupted
+        try:
+            formed.result()
+        except (RuntimeError, TimeoutError) as error:
+            raise GroupLostError(f"no quorum for step {step}: {error}") from error
+
     def reduce(self, tree: GradientSum, scalars: Tensor) -> tuple[Tensor, Tensor]:
         """Sum over all workers; zeros come back when a peer failed, and then `commit` answers False."""
         from student_worker.collectives import ExchangeError
 
+        if self._stopping.is_set() and not self._transport.is_offering:
+            # This worker's last step. The lighthouse knows no farewell, only silence: the sooner it begins, the less
+            # the others wait for their next quorum. Sum and vote need neither the lighthouse nor a heartbeat.
+            self._leave()
         try:
             return tree.total(self._collectives), sum_scalars(scalars, self._collectives, tree.device)
         except ExchangeError as error:
@@ -181,20 +234,34 @@ class ElasticGroup(Group):
         Raises:
             GroupLostError: After `MAX_FAILURES` steps in a row that did not count.
         """
+        if self._has_left:
+            return self._manager.errored() is None and self._processes.errored() is None
         if self._manager.should_commit(timeout=self._timeout):
             self._failures = 0
+            self._calm += 1
             self._established = True
+            if self._calm % CALM_STEPS == 0 and self._timeout > self._asked_timeout:
+                self._wait_up_to(max(self._timeout / 2, self._asked_timeout))
             return True
         self._failures += 1
+        self._calm = 0
         if self._failures >= MAX_FAILURES:
             raise GroupLostError(f"step {self._manager.current_step()} failed {self._failures} times in a row")
         if self._failures % 2 == 0 and self._timeout < self._max_timeout:
-            self._timeout = min(2 * self._timeout, self._max_timeout)
-            self._processes.set_timeout(self._timeout)
+            self._wait_up_to(min(2 * self._timeout, self._max_timeout))
             _log.warning("two failures at one step: peers now wait up to %s for each other", self._timeout)
         return False
 
+    def _wait_up_to(self, timeout: timedelta) -> None:
+        self._timeout = timeout
+        self._processes.set_timeout(timeout)
+
     def close(self) -> None:
         """Leave the group; the others notice it by the missing heartbeat."""
-        self._manager.shutdown(wait=False)
+        self._leave()
         self._processes.abort()
+
+    def _leave(self) -> None:
+        if not self._has_left:
+            self._has_left = True
+            self._manager.shutdown(wait=False)

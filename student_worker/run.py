@@ -128,7 +128,7 @@ class _Run:
                 steps=ready.steps,
                 prefetcher=prefetcher,
                 evaluator=assemble.make_evaluator(recipe, ready, self._teacher, head),
-                group=self._open_parts.enter_context(assemble.make_group(recipe, state, ready)),
+                group=self._open_parts.enter_context(assemble.make_group(recipe, state, ready, self._stopping)),
                 tree=gradient_sum(recipe.reduction, recipe.micro_shards, n, device),
                 objective=Objective(recipe.temperature, recipe.alpha, ready.vocabulary_size, recipe.top_k_tail, head),
                 schedule=assemble.make_schedule(recipe, ready),

@@ -42,9 +42,11 @@ MAX_STATE_BYTES = 1 << 40
 MAX_METADATA_BYTES = 64 << 20
 """Metadata are positions, hashes and random states."""
 MAX_TRANSFERS = 4
-"""Newcomers served at once; further ones are told to come again (503) and heal at the next step."""
+"""Newcomers served at once; further ones wait a while, and are then told to come again (503), at the next step."""
 SOCKET_TIMEOUT_SECONDS = 10.0
 """A peer that moves no byte for this long has failed."""
+TRANSFER_TIMEOUT_SECONDS = 600.0
+"""The default bound of a whole transfer."""
 SHUTDOWN_POLL_SECONDS = 0.05
 """How soon the server notices that it should end."""
 
@@ -108,6 +110,8 @@ class StateTransport(CheckpointTransport):  # type: ignore[misc]  # torchft ship
         token: the run's secret; both sides must know it.
         max_state_bytes: the most that is accepted from a peer.
         offer_timeout_seconds: how long one who asks waits for this worker to offer the state.
+        transfer_timeout_seconds: how long a transfer to this worker may take in all; a peer that has to go on ends
+            it sooner.
     """
 
     def __init__(
@@ -117,12 +121,14 @@ class StateTransport(CheckpointTransport):  # type: ignore[misc]  # torchft ship
         *,
         max_state_bytes: int = MAX_STATE_BYTES,
         offer_timeout_seconds: float = SOCKET_TIMEOUT_SECONDS,
+        transfer_timeout_seconds: float = TRANSFER_TIMEOUT_SECONDS,
     ) -> None:
         if not token:
             raise ConfigurationError("the run's token is empty; every worker of a run needs the same secret")
         self._token = token
         self._max_state_bytes = max_state_bytes
         self._offer_timeout_seconds = offer_timeout_seconds
+        self._transfer_timeout_seconds = transfer_timeout_seconds
         self._offer: _Offer | None = None
         self._offered = threading.Condition()
         self._slots = threading.BoundedSemaphore(MAX_TRANSFERS)
@@ -146,6 +152,11 @@ class StateTransport(CheckpointTransport):  # type: ignore[misc]  # torchft ship
             self._offer = _Offer(step, tensors, text.encode())
             self._offered.notify_all()
 
+    @property
+    def is_offering(self) -> bool:
+        """Whether a newcomer may be fetching the state now."""
+        return self._offer is not None
+
     def disallow_checkpoint(self) -> None:
         """Withdraw the offer: the weights are about to move. A transfer still under way ends truncated."""
         with self._offered:
@@ -156,19 +167,25 @@ class StateTransport(CheckpointTransport):  # type: ignore[misc]  # torchft ship
     def recv_checkpoint(self, src_rank: int, metadata: str, step: int, timeout: timedelta) -> State:
         """Fetch the state of `step` from the peer at address `metadata`.
 
+        `timeout`, torchft's for a step, is not the bound: a large state on a slow network takes longer, and the peers
+        wait longer from failure to failure.
+
         Raises:
             TokenRefusedError: If one of the two does not know the run's token.
             CheckpointError: If the peer has no such state now, or what it sent is truncated, altered or too large.
         """
+        del timeout
         try:
-            return self._fetch(f"{metadata}{step}", step, timeout.total_seconds())
+            return self._fetch(f"{metadata}{step}", step)
         except (OSError, http.client.HTTPException, CodecError) as error:
             raise CheckpointError(f"no state of step {step} from worker {src_rank} at {metadata}: {error}") from error
 
-    def _fetch(self, url: str, step: int, timeout_seconds: float) -> State:
+    def _fetch(self, url: str, step: int) -> State:
         address = urllib.parse.urlsplit(url)
         nonce = secrets.token_hex(16)
-        connection = http.client.HTTPConnection(str(address.hostname), address.port, timeout=timeout_seconds)
+        # The peer may wait for its own quorum, and for a free slot, before its first byte.
+        silence = 2 * self._offer_timeout_seconds + SOCKET_TIMEOUT_SECONDS
+        connection = http.client.HTTPConnection(str(address.hostname), address.port, timeout=silence)
         with contextlib.closing(connection):
             connection.request(
                 "GET",
@@ -180,7 +197,7 @@ class StateTransport(CheckpointTransport):  # type: ignore[misc]  # torchft ship
                 raise TokenRefusedError(f"{url} refused this worker: it was started without the run's token")
             if response.status != http.HTTPStatus.OK:
                 raise CheckpointError(f"{url} answered {response.status} {response.reason}")
-            return self._read(response, nonce, step, time.monotonic() + timeout_seconds)
+            return self._read(response, nonce, step, time.monotonic() + self._transfer_timeout_seconds)
 
     def _read(self, response: http.client.HTTPResponse, nonce: str, step: int, deadline: float) -> State:
         announced = int(response.headers.get("Content-Length", "0"))
@@ -213,7 +230,7 @@ class StateTransport(CheckpointTransport):  # type: ignore[misc]  # torchft ship
             handler.send_error(http.HTTPStatus.UNAUTHORIZED, "this run's token is needed")
         elif (offer := self._await_offer(path)) is None:
             handler.send_error(http.HTTPStatus.NOT_FOUND, "no such state is offered now")
-        elif not self._slots.acquire(blocking=False):
+        elif not self._slots.acquire(timeout=self._offer_timeout_seconds):
             handler.send_error(http.HTTPStatus.SERVICE_UNAVAILABLE, "too many transfers at once")
         else:
             try:
@@ -249,7 +266,7 @@ def _fill(response: http.client.HTTPResponse, target: memoryview, deadline: floa
     done = 0
     while done < len(target):
         if time.monotonic() > deadline:
-            raise CodecError("the peer's answer took longer than the group's timeout")
+            raise CodecError("the peer's answer took longer than the group waits for anyone")
         count = response.readinto(target[done:])
         if not count:
             raise CodecError("the peer's answer is truncated: it moved on, or was lost")

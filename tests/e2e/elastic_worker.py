@@ -12,7 +12,9 @@ import argparse
 import hashlib
 import json
 import os
+import signal
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -23,10 +25,10 @@ from torch import Tensor, nn
 from stillhouse.errors import ConfigurationError
 from student_worker.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from student_worker.elastic import ElasticGroup, Group, SoloGroup
+from student_worker.prefetch import Interrupted
 from student_worker.reduction import ShardTree
 
 BATCH = 16
-SHARDS = 4
 CHECKPOINT_EVERY = 5
 
 
@@ -75,19 +77,19 @@ class State:
         self.optimizer.step()
 
 
-def train(state: State, group: Group, output: Path, arguments: argparse.Namespace) -> None:
-    tree = ShardTree(SHARDS, sum(p.numel() for p in state.parameters))
+def train(state: State, group: Group, output: Path, arguments: argparse.Namespace, stopping: threading.Event) -> None:
+    tree = ShardTree(arguments.shards, sum(p.numel() for p in state.parameters))
     log = (output / f"steps-{arguments.worker_id}.jsonl").open("a", buffering=1)
-    while True:
+    while not stopping.is_set():
         membership = group.start_step()
         if membership.step >= arguments.steps:
             return
         tree.clear()
-        losses = torch.zeros(SHARDS, 1, dtype=torch.float64)
-        shards = group.shards(membership, SHARDS)
+        losses = torch.zeros(arguments.shards, 1, dtype=torch.float64)
+        shards = group.shards(membership, arguments.shards)
         for shard in shards:
-            first = membership.step * BATCH + shard * BATCH // SHARDS
-            gradient, loss = state.gradient(range(first, first + BATCH // SHARDS))
+            first = membership.step * BATCH + shard * BATCH // arguments.shards
+            gradient, loss = state.gradient(range(first, first + BATCH // arguments.shards))
             tree.add(shard, gradient)
             losses[shard, 0] = loss
         time.sleep(arguments.pause)  # a step long enough for faults to fall into
@@ -96,7 +98,9 @@ def train(state: State, group: Group, output: Path, arguments: argparse.Namespac
             continue
         state.move(gradient)
         step = membership.step + 1
-        entry = {"step": step, "world": membership.world_size, "shards": list(shards), "loss": losses.sum().item()}
+        entry = {"step": step, "world": membership.world_size, "shards": list(shards), "loss": losses.sum().item()} | {
+            "at": time.time()
+        }
         log.write(json.dumps(entry) + "\n")
         if membership.rank == 0 and step % CHECKPOINT_EVERY == 0:
             save_checkpoint(output, step, *state.state(), keep_last=3)
@@ -111,8 +115,12 @@ def main() -> int:
     parser.add_argument("--run-id", default="run")
     parser.add_argument("--token", default=os.environ.get("STILLHOUSE_RUN_TOKEN", "token"))
     parser.add_argument("--pause", type=float, default=0.0)
+    parser.add_argument("--shards", type=int, default=4)
+    parser.add_argument("--timeout", type=float, default=10.0)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    stopping = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stopping.set())
     state = State()
     step = 0
     if (latest := latest_checkpoint(arguments.output)) is not None:
@@ -127,17 +135,24 @@ def main() -> int:
                 lighthouse=lighthouse,
                 worker_id=arguments.worker_id,
                 token=arguments.token,
-                run_id=arguments.run_id,
+                run={"recipe": arguments.run_id},
+                max_workers=arguments.shards,
                 step=step,
+                timeout_seconds=arguments.timeout,
+                stopping=stopping,
             )
             if lighthouse
             else SoloGroup(state, step=step)
         )
         with group:
-            train(state, group, arguments.output, arguments)
+            train(state, group, arguments.output, arguments, stopping)
+    except Interrupted:
+        return 143
     except ConfigurationError as error:
         sys.stderr.write(f"{error}\n")
         return 2
+    if stopping.is_set():
+        return 143
     (arguments.output / f"final-{arguments.worker_id}.json").write_text(json.dumps({"weights": state.digest()}))
     return 0
 

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -46,7 +47,7 @@ class Workers:
         self.processes.append(process)
         return process
 
-    def steps(self, worker_id: str) -> list[dict[str, int]]:
+    def steps(self, worker_id: str) -> list[dict[str, Any]]:
         path = self.output / f"steps-{worker_id}.jsonl"
         return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
@@ -102,14 +103,122 @@ def test_a_killed_worker_heals_when_it_is_started_again_and_the_bits_are_the_sam
     assert workers.steps("worker-1")[-1]["step"] == STEPS
 
 
-def test_strangers_leave_with_exit_2_and_the_run_goes_on(workers: Workers) -> None:
-    worker = workers.start("worker-1", "--pause", "0.1", steps=60)
+ENDLESS = 1_000_000
+
+
+def assert_each_step_once(workers: Workers, worker_id: str) -> None:
+    steps = [entry["step"] for entry in workers.steps(worker_id)]
+    assert steps == list(range(steps[0], steps[0] + len(steps)))
+
+
+@pytest.mark.long
+def test_strangers_and_one_too_many_leave_with_exit_2_and_the_run_goes_on(workers: Workers) -> None:
+    worker = workers.start("worker-1", "--pause", "0.1", "--shards", "1", steps=ENDLESS)
     wait_until(lambda: len(workers.steps("worker-1")) > 2, "some steps")
     # Their names sort first, so they are rank 0 of the quorum: rank alone must not make them right.
-    strangers = {flag: workers.start("worker-0", flag, "another") for flag in ("--run-id", "--token")}
-    for flag, word in (("--run-id", "recipe"), ("--token", "token")):
-        _, errors = strangers[flag].communicate(timeout=WAIT_SECONDS)
-        assert strangers[flag].returncode == 2, errors
-        assert word in errors
-    assert worker.wait(WAIT_SECONDS) == 0
-    assert [entry["step"] for entry in workers.steps("worker-1")] == list(range(1, 61))
+    refusals = {
+        "recipe is run there and another here": ("--run-id", "another"),
+        "this worker's token is not the run's": ("--token", "another"),
+        "1 workers already, as many as micro_shards": ("--shards", "1"),
+    }
+    refused = {words: workers.start("worker-0", *flags, steps=ENDLESS) for words, flags in refusals.items()}
+    for words, stranger in refused.items():
+        _, errors = stranger.communicate(timeout=WAIT_SECONDS)
+        assert stranger.returncode == 2, errors
+        assert words in errors
+    since = len(workers.steps("worker-1"))
+    wait_until(lambda: len(workers.steps("worker-1")) > since + 2, "further steps")
+    worker.terminate()
+    assert worker.wait(WAIT_SECONDS) == 143
+    assert_each_step_once(workers, "worker-1")
+
+
+def test_a_worker_that_is_told_to_stop_finishes_its_step_and_the_others_lose_none(workers: Workers) -> None:
+    leaver = workers.start("worker-0", "--pause", "0.1", steps=ENDLESS)
+    stayer = workers.start("worker-1", "--pause", "0.1", steps=ENDLESS)
+    wait_until(lambda: any(entry["world"] == 2 for entry in workers.steps("worker-1")), "a step of two workers")
+    leaver.terminate()
+    assert leaver.wait(WAIT_SECONDS) == 143
+    wait_until(lambda: workers.steps("worker-1")[-1]["world"] == 1, "a step of the other alone")
+    stayer.terminate()
+    assert stayer.communicate(timeout=WAIT_SECONDS)[1] == ""  # no step was done again
+    left, stayed = workers.steps("worker-0"), {entry["step"]: entry for entry in workers.steps("worker-1")}
+    assert_each_step_once(workers, "worker-1")
+    assert stayed[left[-1]["step"]]["world"] == 2
+    assert stayed[left[-1]["step"] + 1]["world"] == 1
+
+
+@pytest.mark.long
+def test_a_frozen_peer_is_dropped_and_heals_when_it_wakes(workers: Workers, undisturbed: str) -> None:
+    flags = ("--pause", "0.1", "--timeout", "2")
+    stayer, sleeper = (workers.start(name, *flags) for name in ("worker-0", "worker-1"))
+    wait_until(lambda: any(entry["world"] == 2 for entry in workers.steps("worker-0")), "a step of two workers")
+    sleeper.send_signal(signal.SIGSTOP)
+    wait_until(lambda: workers.steps("worker-0")[-1]["world"] == 1, "a step of the other alone")
+    asleep = workers.steps("worker-0")[-1]["step"]
+    sleeper.send_signal(signal.SIGCONT)
+    wait_until(lambda: workers.steps("worker-1")[-1]["step"] > asleep, "the sleeper's next step")
+    assert workers.steps("worker-0")[-1]["step"] < STEPS
+    assert [process.wait(WAIT_SECONDS) for process in (stayer, sleeper)] == [0, 0]
+    assert {workers.weights("worker-0"), workers.weights("worker-1")} == {undisturbed}
+
+
+@pytest.mark.long
+def test_a_lighthouse_that_was_killed_and_is_back_at_its_port_lets_the_run_go_on(
+    tmp_path: Path, undisturbed: str
+) -> None:
+    def start_lighthouse(port: str) -> tuple[subprocess.Popen[str], str]:
+        argv = [sys.executable, "-m", "student_worker", "lighthouse", "--port", port]
+        process = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        return process, process.stdout.readline().split()[-1]
+
+    first, address = start_lighthouse("0")
+    workers = Workers(tmp_path, address)
+    workers.processes.append(first)
+    try:
+        processes = [workers.start(name, "--pause", "0.1") for name in ("worker-0", "worker-1")]
+        wait_until(lambda: any(entry["world"] == 2 for entry in workers.steps("worker-0")), "a step of two workers")
+        first.kill()
+        first.wait()
+        time.sleep(3.0)  # longer than a heartbeat's timeout, and than a step
+        stalled = workers.steps("worker-0")[-1]["step"]
+        assert stalled < STEPS
+        second, again = start_lighthouse(address.rpartition(":")[2])
+        workers.processes.append(second)
+        assert again == address
+        assert [process.wait(WAIT_SECONDS) for process in processes] == [0, 0]
+        assert {workers.weights("worker-0"), workers.weights("worker-1")} == {undisturbed}
+        assert_each_step_once(workers, "worker-0")
+    finally:
+        workers.end()
+
+
+@pytest.mark.long
+def test_a_worker_that_is_told_to_stop_while_the_lighthouse_is_away_ends_soon(tmp_path: Path) -> None:
+    with Lighthouse() as lighthouse:
+        workers = Workers(tmp_path, lighthouse.address)
+        worker = workers.start("worker-0", "--pause", "0.1", steps=ENDLESS)
+        wait_until(lambda: len(workers.steps("worker-0")) > 2, "some steps")
+    time.sleep(1.0)
+    worker.terminate()
+    assert worker.wait(WAIT_SECONDS) == 143
+    workers.end()
+
+
+@pytest.mark.long
+def test_restarted_workers_behind_a_live_one_do_the_same_work_again_until_they_meet(
+    workers: Workers, undisturbed: str
+) -> None:
+    ahead = workers.start("worker-0", "--pause", "0.1")
+    wait_until(lambda: len(workers.steps("worker-0")) > 8, "a checkpoint, and steps after it")
+    ahead.send_signal(signal.SIGSTOP)
+    reached = workers.steps("worker-0")[-1]["step"]
+    restarted = workers.start("worker-1", "--pause", "0.1")
+    wait_until(lambda: bool(workers.steps("worker-1")), "a step from the checkpoint")
+    assert workers.steps("worker-1")[0]["step"] <= reached
+    ahead.send_signal(signal.SIGCONT)
+    assert [process.wait(WAIT_SECONDS) for process in (ahead, restarted)] == [0, 0]
+    assert {workers.weights("worker-0"), workers.weights("worker-1")} == {undisturbed}
+    losses = [{entry["step"]: entry["loss"] for entry in workers.steps(name)} for name in ("worker-0", "worker-1")]
+    assert all(losses[0][step] == losses[1][step] for step in losses[0].keys() & losses[1].keys())

@@ -13,14 +13,9 @@ import torch
 from torch import Tensor
 from torch._C._distributed_c10d import TCPStore
 
-from student_worker.collectives import (
-    ExchangeError,
-    Introduction,
-    ProcessGroupCollectives,
-    RunMismatchError,
-    check_peers,
-    process_group,
-)
+from stillhouse.errors import ConfigurationError
+from student_worker.collectives import ExchangeError, ProcessGroupCollectives, process_group
+from student_worker.introductions import Introduction, RunMismatchError
 from student_worker.network import use_interface_of
 from student_worker.reduction import LocalSum, ShardTree, shard_range, sum_scalars
 
@@ -30,25 +25,39 @@ TIMEOUT = timedelta(seconds=20)
 
 def connected(world_size: int, work: Callable[[ProcessGroupCollectives, Callable[[], None]], T]) -> list[T]:
     """Run `work` on every rank of a real group, each in a thread; it is handed a way to leave, too."""
+    results: list[T] = []
+    for result in introduced([{"recipe": "ours"}] * world_size, work):
+        assert not isinstance(result, ConfigurationError)
+        results.append(result)
+    return results
+
+
+def introduced(
+    runs: list[dict[str, str]], work: Callable[[ProcessGroupCollectives, Callable[[], None]], T]
+) -> list[T | ConfigurationError]:
+    """The same for ranks that may belong to different runs: one that is refused has the refusal for a result."""
     use_interface_of("127.0.0.1")
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    results: dict[int, T] = {}
+    results: dict[int, T | ConfigurationError] = {}
 
     def run(rank: int) -> None:
         group = process_group(torch.device("cpu"), TIMEOUT)
-        group.introduction = Introduction(run_id="run", token="token")
-        group.configure(f"127.0.0.1:{store.port}/quorum", f"worker-{rank}", rank, world_size)
+        group.introduction = Introduction(runs[rank], token="token")
+        group.max_workers = len(runs)
         try:
-            results[rank] = work(ProcessGroupCollectives(group, rank, world_size), group.abort)
+            group.configure(f"127.0.0.1:{store.port}/quorum", f"worker-{rank}", rank, len(runs))
+            results[rank] = work(ProcessGroupCollectives(group, group.rank, group.world_size), group.abort)
+        except ConfigurationError as error:
+            results[rank] = error
         finally:
             group.abort()
 
-    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(world_size)]
+    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(len(runs))]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    return [results[rank] for rank in range(world_size)]
+    return [results[rank] for rank in range(len(runs))]
 
 
 def gradients(num_shards: int, num_elements: int) -> list[Tensor]:
@@ -112,27 +121,16 @@ def test_a_peer_that_leaves_is_an_error_at_once_and_not_after_the_timeout(world_
     assert max(connected(world_size, work)) < TIMEOUT.total_seconds() / 2
 
 
-def test_workers_of_one_run_accept_each_other() -> None:
-    texts = [Introduction("run", "token", step, established=step > 0).text() for step in (0, 7, 3)]
-    for text in texts:
-        check_peers(text, texts)
+def test_a_stranger_is_left_out_and_the_others_sum_without_it() -> None:
+    def work(collectives: ProcessGroupCollectives, leave: Callable[[], None]) -> Tensor:
+        del leave
+        ones = torch.full((3,), float(collectives.rank + 1))
+        collectives.all_reduce(ones)
+        return ones
 
-
-@pytest.mark.parametrize("stranger", [Introduction("other", "token", 900), Introduction("run", "other", 900)])
-def test_the_stranger_must_leave_and_not_the_run(stranger: Introduction) -> None:
-    member = Introduction("run", "token", 12, established=True)
-    texts = [stranger.text(), member.text()]
-    check_peers(member.text(), texts)
-    with pytest.raises(RunMismatchError):
-        check_peers(stranger.text(), texts)
-
-
-def test_among_equals_the_lowest_rank_is_right() -> None:
-    texts = [Introduction("first", "token").text(), Introduction("second", "token").text()]
-    check_peers(texts[0], texts)
-    with pytest.raises(RunMismatchError, match="serves run first, and this worker's is second"):
-        check_peers(texts[1], texts)
-
-
-def test_an_introduction_shows_no_token() -> None:
-    assert "secret-of-the-run" not in Introduction("run", "secret-of-the-run").text()
+    runs = [{"recipe": "ours"}, {"recipe": "theirs"}, {"recipe": "ours"}]
+    first, stranger, last = introduced(runs, work)
+    assert isinstance(stranger, RunMismatchError)
+    assert isinstance(first, Tensor)
+    assert isinstance(last, Tensor)
+    assert first.tolist() == last.tolist() == [3.0] * 3

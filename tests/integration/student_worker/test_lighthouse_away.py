@@ -27,7 +27,7 @@ def test_a_lighthouse_that_is_away_is_named(monkeypatch: pytest.MonkeyPatch) -> 
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
     with pytest.raises(GroupLostError, match=f"lighthouse 127.0.0.1:{port} cannot be reached: .*start it"):
-        ElasticGroup(NoState(), lighthouse=f"127.0.0.1:{port}", worker_id="w", token="t", run_id="r")
+        ElasticGroup(NoState(), lighthouse=f"127.0.0.1:{port}", worker_id="w", token="t", run={}, max_workers=1)
     # These write lines without a text, several for every step.
     for name in ("torchft_quorums", "torchft_commits", "torchft_errors"):
         assert not logging.getLogger(name).isEnabledFor(logging.ERROR)
