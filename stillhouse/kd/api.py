@@ -9,7 +9,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from stillhouse.kd import checks
-from stillhouse.kd.loss import LossAndGradient, Options, Part, clear_uncounted, compute, make_part, unaveraged
+from stillhouse.kd.divergences import DivergenceName
+from stillhouse.kd.loss import LossAndGradient, Part, clear_uncounted, compute, make_part, unaveraged
+from stillhouse.kd.options import Options
 from stillhouse.kd.teacher import TopKTail
 from stillhouse.payloads import OutputHead, Payload
 
@@ -27,14 +29,16 @@ def kd_loss_and_gradient(
     vocabulary_size: int | None = None,
     output_head: OutputHead | None = None,
     top_k_tail: TopKTail = "bucket",
+    loss: DivergenceName = "forward_kl",
+    jsd_beta: float = 0.5,
     out: Tensor | None = None,
 ) -> LossAndGradient:
     """Return the distillation loss of R predictions and its exact gradient, from one pass.
 
-        loss = alpha * sum(CE) / num_labelled + (1 - alpha) * T^2 * sum(KL(teacher || student)) / num_valid
+        alpha * sum(CE) / num_labelled + (1 - alpha) * T^2 * sum(KL(teacher || student)) / num_valid
 
-    Sums are float32 whatever the inputs' dtype (float64 where one is float64). Both terms are always computed, so that
-    both can be reported, whatever alpha is.
+    or with another divergence in the KL's place: see `loss`. Sums are float32 whatever the inputs' dtype (float64 where
+    one is float64). Both terms are always computed, so that both can be reported, whatever alpha is.
 
     Args:
         student_logits: `[R, V]`, any float dtype, CPU or CUDA.
@@ -51,15 +55,21 @@ def kd_loss_and_gradient(
         top_k_tail: "bucket" keeps the mass outside a top-k head as one bucket: a lower bound of the full KL.
             "renormalise" drops it and scales the head to 1, as other tools do. Beware: the student is then taught
             that every other token is impossible, and at high temperatures that is most of what the teacher said.
+        loss: the divergence, wherever KL stands here: "forward_kl", KL(teacher || student); "reverse_kl",
+            KL(student || teacher); "jsd", beta KL(teacher || m) + (1 - beta) KL(student || m) with the mixture
+            m = beta teacher + (1 - beta) student (arXiv 2306.13649, eq. 1). The last two need the teacher's whole
+            distribution: logits, dense or hidden states.
+        jsd_beta: beta, above 0 and below 1; read with "jsd" alone.
         out: `[R, V]`, any float dtype, where the gradient is written; it must not share memory with
             `student_logits`. After an error it holds nothing of meaning.
 
     Raises:
         VocabularyMismatchError: the sides have different sizes and no `vocabulary_size` that both have.
         ValueError: arguments that do not fit, before anything is computed; or logits that have no loss: a NaN, a row
-            of nothing but -inf, a student's -inf where its label stands or the teacher has mass.
+            of nothing but -inf, a student's -inf where its label stands, or where the divergence is infinite: the
+            student's where the teacher has mass (forward KL), the teacher's where the student has (reverse KL).
     """
-    options = Options(temperature, alpha, vocabulary_size, output_head, top_k_tail)
+    options = Options(temperature, alpha, vocabulary_size, output_head, top_k_tail, loss, jsd_beta)
     part = make_part(student_logits, teacher, labels, mask, options)
     valid = checks.check_denominator("num_valid", num_valid, len(part.rows))
     labelled = checks.check_denominator("num_labelled", num_labelled, part.num_labelled)
@@ -80,6 +90,8 @@ def kd_logit_gradient(
     vocabulary_size: int | None = None,
     output_head: OutputHead | None = None,
     top_k_tail: TopKTail = "bucket",
+    loss: DivergenceName = "forward_kl",
+    jsd_beta: float = 0.5,
     out: Tensor | None = None,
 ) -> Tensor:
     """Return the gradient of each row's own loss, `[R, V]`, not yet averaged.
@@ -88,7 +100,7 @@ def kd_logit_gradient(
     where some have no label, the cross-entropy's rows are multiplied by `num_valid / num_labelled` for that.
     Arguments and errors as there.
     """
-    options = Options(temperature, alpha, vocabulary_size, output_head, top_k_tail)
+    options = Options(temperature, alpha, vocabulary_size, output_head, top_k_tail, loss, jsd_beta)
     part = make_part(student_logits, teacher, labels, mask, options)
     gradient = _gradient_like(student_logits, out)
     unaveraged([part], [gradient], options)
@@ -108,13 +120,15 @@ def kd_loss(
     vocabulary_size: int | None = None,
     output_head: OutputHead | None = None,
     top_k_tail: TopKTail = "bucket",
+    loss: DivergenceName = "forward_kl",
+    jsd_beta: float = 0.5,
 ) -> Tensor:
     """Return the loss of `kd_loss_and_gradient` as a scalar that `backward()` can be called on.
 
     The gradient is made in the same pass as the loss and kept for `backward`; where none is needed, only the loss is
     computed. float32 (float64 for float64 logits), on the logits' device. Arguments and errors as there.
     """
-    options = Options(temperature, alpha, vocabulary_size, output_head, top_k_tail)
+    options = Options(temperature, alpha, vocabulary_size, output_head, top_k_tail, loss, jsd_beta)
     part = make_part(student_logits, teacher, labels, mask, options)
     valid = checks.check_denominator("num_valid", num_valid, len(part.rows))
     labelled = checks.check_denominator("num_labelled", num_labelled, part.num_labelled)

@@ -15,10 +15,12 @@ from stillhouse.encodings import Dense, Encoding
 from stillhouse.errors import InvalidRequestError
 from stillhouse.kd import checks
 from stillhouse.kd.api import differentiable
-from stillhouse.kd.loss import Options, Part, check_logits
+from stillhouse.kd.divergences import DivergenceName
+from stillhouse.kd.loss import Part, check_logits
+from stillhouse.kd.options import Options
 from stillhouse.kd.rows import NO_LABEL
 from stillhouse.kd.step import with_head
-from stillhouse.kd.teacher import TopKTail, num_rows, shared_width
+from stillhouse.kd.teacher import TopKTail, check_whole, num_rows, shared_width
 from stillhouse.payloads import OutputHead, Payload
 from stillhouse.providers import TeacherLogitsProvider
 from stillhouse.request import Explicit, LogitsRequest, Sequence
@@ -43,6 +45,8 @@ def causal_lm_kd_loss(
     vocabulary_size: int | None = None,
     output_head: OutputHead | None = None,
     top_k_tail: TopKTail = "bucket",
+    loss: DivergenceName = "forward_kl",
+    jsd_beta: float = 0.5,
 ) -> Tensor:
     """Return the distillation loss of a batch as a transformers collator makes it; call `backward()` on it.
 
@@ -71,13 +75,15 @@ def causal_lm_kd_loss(
         vocabulary_size: N, needed where the two sides differ.
         output_head: what hidden states are turned into logits with; a provider is asked for it by default.
         top_k_tail: see `kd_loss_and_gradient`.
+        loss: the divergence, wherever KL stands here: see there.
+        jsd_beta: see there.
 
     Raises:
         VocabularyMismatchError: the two sides have different sizes.
         ValueError: arguments that do not fit, or logits that have no loss.
         TeacherError: the provider has no answer.
     """
-    options = Options(temperature, alpha, vocabulary_size, output_head, top_k_tail)
+    options = Options(temperature, alpha, vocabulary_size, output_head, top_k_tail, loss, jsd_beta)
     if kl_positions not in ("labelled", "attended"):
         raise ValueError(f"kl_positions must be labelled or attended; got {kl_positions!r}")
     attended = _attended(student_logits, labels, attention_mask)
@@ -162,6 +168,8 @@ def _ask(
 def _parts(flat: Tensor, answers: list[Answer], targets: Tensor, taught: Tensor, options: Options) -> list[Part]:
     """Return one part for each row of the batch, and one for the labels at which nothing is taught."""
     check_logits("student_logits", flat)
+    for answer in answers:
+        check_whole(None if answer is None else answer[0], options.loss)
     labels, length = targets.reshape(-1), targets.shape[1]
     widths = [
         shared_width(flat.shape[1], answer[0], options.output_head, options.vocabulary_size)

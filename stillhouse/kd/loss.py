@@ -12,19 +12,21 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from stillhouse.errors import InvalidRequestError
 from stillhouse.kd import checks
+from stillhouse.kd.divergences import DivergenceName
+from stillhouse.kd.options import Options
 from stillhouse.kd.rows import NO_LABEL, RowKernel, RowTerms, RowWeights
-from stillhouse.kd.teacher import TopKTail, num_rows, shared_width, take_rows, teacher_source
-from stillhouse.payloads import DenseLogits, OutputHead, Payload
+from stillhouse.kd.teacher import check_whole, num_rows, shared_width, take_rows, teacher_source
+from stillhouse.payloads import DenseLogits, Payload
 
 
 @dataclass(frozen=True, slots=True)
 class LossAndGradient:
     """A loss and its exact derivative with respect to the student's logits.
 
-    `loss = alpha * cross_entropy + (1 - alpha) * kl`: alpha weighs cross-entropy. `kl` holds its T^2; both terms are
-    averages already, over `num_labelled` and `num_valid` rows. `gradient` is `[R, V]`, in the dtype of the logits.
+    `loss = alpha * cross_entropy + (1 - alpha) * kl`: alpha weighs cross-entropy. `kl` is the divergence that was asked
+    for, with its T^2; both terms are averages already, over `num_labelled` and `num_valid` rows. `gradient` is
+    `[R, V]`, in the dtype of the logits.
     """
 
     loss: float
@@ -33,29 +35,6 @@ class LossAndGradient:
     gradient: Tensor
     num_valid: int
     num_labelled: int
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """How loss and teacher are read; the same for every row of a batch."""
-
-    temperature: float
-    alpha: float
-    vocabulary_size: int | None = None
-    output_head: OutputHead | None = None
-    top_k_tail: TopKTail = "bucket"
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "temperature", checks.check_temperature(self.temperature))
-        object.__setattr__(self, "alpha", checks.check_alpha(self.alpha))
-        checks.check_vocabulary_size(self.vocabulary_size)
-        if self.top_k_tail not in ("bucket", "renormalise"):
-            raise InvalidRequestError(f"top_k_tail must be bucket or renormalise; got {self.top_k_tail!r}")
-        if not isinstance(self.output_head, OutputHead | None):
-            raise InvalidRequestError(
-                f"output_head must be an OutputHead, as the teacher's output_head() gives it; "
-                f"got {type(self.output_head).__name__}"
-            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +60,7 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """A loss and its two terms, averaged; `kl` holds its T^2."""
+    """A loss and its two terms, averaged; `kl` is the divergence that was asked for, with its T^2."""
 
     loss: float
     cross_entropy: float
@@ -97,6 +76,7 @@ def make_part(
         ValueError: shapes, dtypes or labels that do not fit.
         VocabularyMismatchError: two widths, and no `vocabulary_size` that both have.
     """
+    check_whole(teacher, options.loss)
     check_logits("student_logits", student)
     if not isinstance(teacher, Payload):
         check_logits("teacher, where it is no payload,", teacher)
@@ -180,7 +160,14 @@ def _run_part(part: Part, gradient: Tensor | None, options: Options, weights: Ro
     """Return the sums of cross-entropy and KL, `[2]` float64 on CPU."""
     student, device = part.student.detach()[:, : part.width], part.student.device
     dtype = _accumulation_dtype(part.student, part.teacher)
-    kernel = RowKernel(part.width, dtype=dtype, device=device, temperature=options.temperature, weights=weights)
+    kernel = RowKernel(
+        part.width,
+        dtype=dtype,
+        device=device,
+        temperature=options.temperature,
+        weights=weights,
+        divergence=options.divergence,
+    )
     source = None
     if part.teacher is not None:
         source = teacher_source(
@@ -203,7 +190,7 @@ def _run_part(part: Part, gradient: Tensor | None, options: Options, weights: Ro
         terms.append(kernel.run(take_rows(student, rows), teacher, labels[start:stop], target))
         if gradient is not None and target is not None and not _is_view(rows):
             gradient[:, : part.width].index_copy_(0, rows.to(device), target)
-    return _checked_sums(terms, part)
+    return _checked_sums(terms, part, options.loss)
 
 
 def _gradient_rows(gradient: Tensor | None, rows: Tensor, width: int) -> Tensor | None:
@@ -219,7 +206,7 @@ def _is_view(rows: Tensor) -> bool:
     return int(rows[-1]) - int(rows[0]) == len(rows) - 1
 
 
-def _checked_sums(terms: list[RowTerms], part: Part) -> Tensor:
+def _checked_sums(terms: list[RowTerms], part: Part, loss: DivergenceName) -> Tensor:
     """Return the sums of all rows once every row is known to be sound."""
     table = torch.stack(
         [
@@ -231,11 +218,12 @@ def _checked_sums(terms: list[RowTerms], part: Part) -> Tensor:
     wrong = ~table.isfinite()
     if bool(wrong.any()):
         row = int(wrong.any(0).nonzero()[0])
-        _refuse(int(wrong[:, row].nonzero()[0]), int(part.rows[row]), int(part.teacher_rows[row]), part)
+        kind = int(wrong[:, row].nonzero()[0])
+        _refuse(kind, int(part.rows[row]), int(part.teacher_rows[row]), part, loss)
     return table[2:].sum(1)
 
 
-def _refuse(kind: int, row: int, teacher_row: int, part: Part) -> None:
+def _refuse(kind: int, row: int, teacher_row: int, part: Part, loss: DivergenceName) -> None:
     no_normalizer = "has no finite log-normaliser: it holds a NaN or +inf, or nothing but -inf"
     match kind:
         case 0:
@@ -244,6 +232,11 @@ def _refuse(kind: int, row: int, teacher_row: int, part: Part) -> None:
             raise ValueError(f"row {teacher_row} of the teacher's logits {no_normalizer}")
         case 2:
             raise ValueError(f"row {row} of the student's logits is -inf at its label {int(part.labels[row])}")
+        case _ if loss == "reverse_kl":
+            raise ValueError(
+                f"row {teacher_row} of the teacher's logits is -inf where the student's row {row} has mass: their "
+                "reverse KL, KL(student || teacher), is infinite; use loss='forward_kl' or 'jsd', which bear it"
+            )
         case _:
             raise ValueError(
                 f"row {row} of the student's logits is -inf where the teacher's row {teacher_row} has mass, or the "

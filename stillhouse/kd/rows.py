@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from stillhouse.kd.divergences import FORWARD_KL, Divergence, Sides, scored
+
 NO_LABEL = -100
 """The label of a row that has none; its cross-entropy is 0. The value that torch and transformers use."""
 
@@ -63,7 +65,10 @@ TeacherRows = DenseRows | TopKRows | SampledRows
 
 @dataclass(frozen=True, slots=True)
 class RowTerms:
-    """What a chunk comes to, `[r]` each. A value that is not finite tells what is wrong with its row."""
+    """What a chunk comes to, `[r]` each. A value that is not finite tells what is wrong with its row.
+
+    `kl` is whichever divergence was asked for, without its T^2.
+    """
 
     cross_entropy: Tensor
     kl: Tensor
@@ -90,6 +95,7 @@ class RowKernel:
         device: torch.device,
         temperature: float,
         weights: RowWeights,
+        divergence: Divergence = FORWARD_KL,
         chunk_elements: int | None = None,
     ) -> None:
         on_cpu = device.type == "cpu"
@@ -100,6 +106,7 @@ class RowKernel:
         self._device = device
         self._temperature = temperature
         self._weights = weights
+        self._divergence = divergence
         # Looking at a value costs a round trip on an accelerator: there the path that bears -inf is always taken.
         self._optimistic = on_cpu
         self._buffers: dict[str, Tensor] = {}
@@ -156,13 +163,17 @@ class RowKernel:
         shared_weight: Tensor,
         target: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        """Return KL and the teacher's log-normaliser, `[r, 1]`; overwrite `target` with the gradient of KL."""
+        """Return the divergence and the teacher's log-normaliser, `[r, 1]`; overwrite `target` with the gradient."""
         tempered, tempered_sum = self._tempered(shifted, plain, plain_sum)
         taught, top = self._shift(teacher.logits, "teacher")
         if self._temperature != 1:
             taught.mul_(1 / self._temperature)
         probs = torch.exp(taught, out=self._buffer("probs", len(shifted)))
         probs_sum = probs.sum(-1, keepdim=True)
+        if self._divergence.name != "forward_kl":
+            spare = self._buffer("spare", len(shifted))
+            sides = Sides(shifted, taught, tempered, probs, tempered_sum, probs_sum, spare)
+            return self._scored(sides, shared_weight, target), top + probs_sum.log()
         difference = taught.sub_(shifted)
         expected = self._expectation(probs, difference, teacher.logits, scratch=shifted)
         # One logarithm of the ratio: the difference of two logarithms of about ten would lose two digits of a small KL.
@@ -171,6 +182,14 @@ class RowKernel:
             torch.mul(tempered, self._weights.kl / tempered_sum + shared_weight, out=target)
             target.addcmul_(probs, -self._weights.kl / probs_sum)
         return kl, top + probs_sum.log()
+
+    def _scored(self, sides: Sides, shared_weight: Tensor, target: Tensor | None) -> Tensor:
+        """Return a divergence that has a score, `[r, 1]`; overwrite `target` with its gradient."""
+        result = scored(self._divergence, sides)
+        if target is not None:
+            weight = result.values.sub_(result.mean).mul_(-self._weights.kl / sides.student_sum).add_(shared_weight)
+            torch.mul(sides.student_exp, weight, out=target)
+        return result.divergence
 
     def _sampled(
         self,

@@ -14,9 +14,11 @@ from torch import Tensor
 
 from stillhouse.encodings import Dense, Encoding, Hidden
 from stillhouse.kd import checks
-from stillhouse.kd.loss import Options, check_logits, make_part, unaveraged
+from stillhouse.kd.divergences import DivergenceName
+from stillhouse.kd.loss import check_logits, make_part, unaveraged
+from stillhouse.kd.options import Options
 from stillhouse.kd.rows import NO_LABEL
-from stillhouse.kd.teacher import TopKTail, num_rows
+from stillhouse.kd.teacher import TopKTail, check_whole, num_rows
 from stillhouse.payloads import OutputHead, Payload, concatenate
 from stillhouse.providers import TeacherLogitsProvider, TokenBatch
 from stillhouse.request import All, Last, Positions
@@ -34,6 +36,8 @@ def kd_step(
     vocabulary_size: int | None = None,
     output_head: OutputHead | None = None,
     top_k_tail: TopKTail = "bucket",
+    loss: DivergenceName = "forward_kl",
+    jsd_beta: float = 0.5,
 ) -> tuple[float, Tensor | list[Tensor]]:
     """Return the loss of a batch at each sequence's last position, and the gradients `[B, V]` of its rows.
 
@@ -52,6 +56,8 @@ def kd_step(
         vocabulary_size: N, needed where teacher and student differ: both are cut to it before softmax.
         output_head: what hidden states are turned into logits with; by default the teacher is asked for it.
         top_k_tail: see `kd_loss_and_gradient`.
+        loss: the divergence, wherever KL stands here: see there.
+        jsd_beta: see there.
 
     Returns:
         The loss and the gradients; `(0.0, [])` for an empty batch, for which nobody is asked.
@@ -61,7 +67,7 @@ def kd_step(
         ValueError: arguments that do not fit, before anybody is asked; or logits that have no loss.
         TeacherError: the teacher has no answer.
     """
-    options = Options(temperature, alpha, vocabulary_size, output_head, top_k_tail)
+    options = Options(temperature, alpha, vocabulary_size, output_head, top_k_tail, loss, jsd_beta)
     targets = checks.check_labels(labels, len(input_ids))
     if len(input_ids) == 0:  # a tensor of ids has no truth of its own
         return 0.0, []
@@ -90,6 +96,8 @@ def kd_step_per_position(
     vocabulary_size: int | None = None,
     output_head: OutputHead | None = None,
     top_k_tail: TopKTail = "bucket",
+    loss: DivergenceName = "forward_kl",
+    jsd_beta: float = 0.5,
 ) -> tuple[float, list[Tensor]]:
     """Return the loss of every position of a batch, and one gradient `[L_i, V]` for each sequence.
 
@@ -104,7 +112,7 @@ def kd_step_per_position(
             answered with fewer rows than positions: a last position never stands in for a sequence.
         TeacherError: the teacher has no answer.
     """
-    options = Options(temperature, alpha, vocabulary_size, output_head, top_k_tail)
+    options = Options(temperature, alpha, vocabulary_size, output_head, top_k_tail, loss, jsd_beta)
     _check_count("labels", labels, input_ids)
     if masks is not None:
         _check_count("masks", masks, input_ids)
@@ -138,7 +146,12 @@ def kd_step_per_position(
 
 
 def with_head(options: Options, teacher: TeacherLogitsProvider, encoding: Encoding | None) -> Options:
-    """Return the options with the teacher's own output head, where hidden states are asked for and none was given."""
+    """Return the options with the teacher's own output head, where hidden states are asked for and none was given.
+
+    Raises:
+        InvalidRequestError: an encoding that tells too little for the loss.
+    """
+    check_whole(encoding, options.loss)
     if not isinstance(encoding, Hidden) or options.output_head is not None:
         return options
     return replace(options, output_head=teacher.output_head())

@@ -11,8 +11,10 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
+from stillhouse.encodings import Candidates, Sampled, TopK
 from stillhouse.errors import InvalidRequestError, VocabularyMismatchError
 from stillhouse.kd.checks import check_draws, same_temperature
+from stillhouse.kd.divergences import DivergenceName
 from stillhouse.kd.rows import DenseRows, SampledRows, TeacherRows, TopKRows
 from stillhouse.payloads import (
     CandidateLogits,
@@ -44,6 +46,22 @@ def take_rows(tensor: Tensor, rows: Tensor) -> Tensor:
     if int(rows[-1]) - first == count - 1:
         return tensor[first : first + count]
     return tensor.index_select(0, rows.to(tensor.device))
+
+
+def check_whole(answer: object, loss: DivergenceName) -> None:
+    """Refuse a payload, or an encoding before anybody is asked, that tells too little for a divergence.
+
+    Raises:
+        InvalidRequestError: reverse KL and jsd need the teacher's probability of whatever the student prefers.
+    """
+    if loss != "forward_kl" and isinstance(answer, _PARTS_OF_A_DISTRIBUTION):
+        raise InvalidRequestError(
+            f"loss is {loss!r}, which needs the teacher's whole distribution, and {type(answer).__name__} tells only "
+            "part of it; ask the teacher with encoding Dense() or Hidden(), or use loss='forward_kl'"
+        )
+
+
+_PARTS_OF_A_DISTRIBUTION = (TopKLogits, SampledCounts, CandidateLogits, TopK, Sampled, Candidates)
 
 
 def num_rows(teacher: Payload | Tensor) -> int:
