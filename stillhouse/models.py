@@ -80,6 +80,7 @@ def load_causal_lm(
     attn_implementation: str | None = None,
     trust_remote_code: bool = False,
     spread: Mapping[str, Any] | None = None,
+    config_overrides: Mapping[str, Any] | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> PreTrainedModel:
     """Load a causal language model, in eval mode, onto a device.
@@ -92,6 +93,7 @@ def load_causal_lm(
         trust_remote_code: run Python code that lies in the folder.
         spread: for a model larger than one device, what `from_pretrained` takes for it: `device_map` or
             `distributed_config`.
+        config_overrides: values that take the place of the configuration's own.
         on_progress: told how many tensors of how many have been read.
 
     Raises:
@@ -113,6 +115,7 @@ def load_causal_lm(
                 local_files_only=True,
                 output_loading_info=True,
                 **(spread or {}),
+                **(config_overrides or {}),
             )
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         raise ConfigurationError(f"model {str(folder)!r} cannot be loaded: {_first_line(error)}") from error

@@ -22,6 +22,8 @@ from student_worker.run_length import num_steps
 from student_worker.steps import Steps
 from student_worker.students.base import Student
 from student_worker.students.build import build_student, find_tokenizer
+from student_worker.students.importance import MEASURED_SAMPLES
+from student_worker.threads import THREADS_KEY
 
 _log = structlog.get_logger(__name__)
 
@@ -60,6 +62,8 @@ def prepare_run(recipe: Recipe, teacher: TeacherDescription, device: torch.devic
     else:
         _log.warning("vocabulary_not_compared", reason="teacher or student has no tokens: sizes alone decide")
     prepared = prepare(recipe.data, tokenizer)
+    train = prepared.train
+    order = Order(len(train), recipe.seed, train.fingerprint)
     built = build_student(
         recipe.student,
         tokenizer=tokenizer,
@@ -67,11 +71,10 @@ def prepare_run(recipe: Recipe, teacher: TeacherDescription, device: torch.devic
         teacher_vocabulary_size=teacher.vocabulary_size,
         seed=recipe.seed,
         device=device,
+        samples=(train[index] for index in order.sample_ids(0, min(len(train), MEASURED_SAMPLES)).tolist()),
     )
     vocabulary_size = min(vocabulary_size, built.student.vocabulary_size)
     check_token_ids(prepared.manifest.max_token_id, vocabulary_size)
-    train = prepared.train
-    order = Order(len(train), recipe.seed, train.fingerprint)
     steps = num_steps(recipe, train, order)
     encoding = choose_encoding("encoding", recipe.encoding, teacher, vocabulary_size)
     warn_of_noise(encoding, recipe.temperature)
@@ -94,14 +97,23 @@ def prepare_run(recipe: Recipe, teacher: TeacherDescription, device: torch.devic
 
 def identity(recipe: Recipe, ready: Ready) -> dict[str, str]:
     """Return what a checkpoint, and every other worker, must agree on to be of this run."""
-    return {
+    named = {
         "recipe": recipe.hash,
         "data": ready.prepared.train.fingerprint,
         "teacher": ready.teacher.weights_fingerprint,
         "vocabulary size": str(ready.vocabulary_size),
         # What `auto` has come to.
         "encoding": repr(ready.asking.encoding),
+        # Which layers a measurement has chosen, and what no checkpoint holds: the weights below adapters.
+        "choice of dropped layers": ",".join(map(str, ready.dropped_layers)),
+        "frozen weights": ready.student.frozen_fingerprint,
+        THREADS_KEY: str(torch.get_num_threads()) if _bits_depend_on_threads(recipe, ready) else "",
     }
+    return {name: value for name, value in named.items() if value}
+
+
+def _bits_depend_on_threads(recipe: Recipe, ready: Ready) -> bool:
+    return recipe.reduction == "exact" and ready.student.device.type == "cpu"
 
 
 def _check_teacher(recipe: Recipe, teacher: TeacherDescription) -> None:

@@ -101,6 +101,11 @@ class CausalLMSpec(Strict):
             for name in ("lora_alpha", "lora_dropout", "lora_target_modules", "lora_export"):
                 if getattr(self, name) != type(self).model_fields[name].default:
                     raise ValueError(f"{name} has no effect without lora_r; give the adapters' rank, or drop it")
+        elif self.lora_export == "adapter" and (self.keep_layers or self.keep_most_important):
+            raise ValueError(
+                "lora_export adapter needs a base that others have, and the one with layers dropped is this run's own; "
+                "export it merged"
+            )
         elif self.config is not None:
             raise ValueError("lora_r adapts weights that are there, and config draws new ones; name a model")
         return self

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from stillhouse.fingerprint import weights_fingerprint
 from stillhouse.providers import StudentLogitsProvider, TokenBatch
 from student_worker.batches import NO_LABEL, PAD_TOKEN_ID, Batch
 from student_worker.optimizer import StudentOptimizer
@@ -55,6 +56,33 @@ class Student(StudentLogitsProvider):
     def num_parameters(self) -> int:
         """Parameters in all, a tied one counted once."""
         return sum(parameter.numel() for parameter in self.module.parameters())
+
+    @property
+    def num_trainable_parameters(self) -> int:
+        """Those that gradients move: n of the gradient's sum."""
+        return sum(parameter.numel() for parameter in self.module.parameters() if parameter.requires_grad)
+
+    @property
+    def frozen_fingerprint(self) -> str:
+        """The fingerprint of the parameters that stay as they were loaded, "" where there are none.
+
+        They are in no checkpoint, and no peer hands them on: whoever trains on must have the same ones.
+        """
+        frozen = {name: p for name, p in self.module.named_parameters() if not p.requires_grad}
+        return weights_fingerprint(frozen) if frozen else ""
+
+    def warm_up(self, batch_size: int, length: int, *, autocast: bool = False) -> None:
+        """Do what would make the first step slow, such as compiling; by default nothing.
+
+        Args:
+            batch_size: the most samples that a training batch will hold.
+            length: the most tokens that a sample will hold.
+            autocast: whether training computes in bfloat16.
+
+        Raises:
+            ConfigurationError: it cannot be done on this machine.
+        """
+        del batch_size, length, autocast
 
     @abstractmethod
     def row_states(self, batch: Batch) -> Tensor:

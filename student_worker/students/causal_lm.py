@@ -15,6 +15,7 @@ from torch import Tensor
 from student_worker.batches import Batch
 from student_worker.export import export_folder
 from student_worker.students.base import ModelCard, Student
+from student_worker.students.compiled import CompiledBody
 
 PROBE_LENGTH = 5
 HEAD_TOLERANCE = 1e-4
@@ -28,6 +29,7 @@ class CausalLMStudent(Student):
         tokenizer: saved with the export; None leaves it out.
         export_dtype: the dtype that weights are saved in.
         learning_rate: of `apply_gradients`.
+        compile_body: train by a compiled body, from `warm_up` on; evaluation stays as it is.
     """
 
     def __init__(
@@ -37,12 +39,14 @@ class CausalLMStudent(Student):
         *,
         export_dtype: torch.dtype = torch.float32,
         learning_rate: float = 1e-4,
+        compile_body: bool = False,
     ) -> None:
         super().__init__(model, learning_rate)
         self.tokenizer = tokenizer
         self.export_dtype = export_dtype
         self._model = model
         self._plain_head = _head_is_plain(model)
+        self._compiled = CompiledBody(self._states) if compile_body else None
 
     @property
     def vocabulary_size(self) -> int:
@@ -51,10 +55,27 @@ class CausalLMStudent(Student):
 
     def row_states(self, batch: Batch) -> Tensor:
         """Return final hidden states `[R, D]`, or logits `[R, V]` where the head does more than multiply."""
+        if self._compiled is not None and self.module.training:
+            return self._compiled.row_states(batch)
+        return self._states(batch.input_ids, batch.position_ids).flatten(0, 1).index_select(0, batch.rows)
+
+    def _states(self, input_ids: Tensor, position_ids: Tensor) -> Tensor:
         body = self._model.base_model if self._plain_head else self._model
-        output = body(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False)
+        output = body(input_ids=input_ids, position_ids=position_ids, use_cache=False)
         full: Tensor = output.last_hidden_state if self._plain_head else output.logits
-        return full.flatten(0, 1).index_select(0, batch.rows)
+        return full
+
+    def warm_up(self, batch_size: int, length: int, *, autocast: bool = False) -> None:
+        """Compile, where that is wanted."""
+        if self._compiled is None:
+            return
+        self.module.train()
+        cuda = [self.device] if self.device.type == "cuda" else []
+        try:
+            with torch.random.fork_rng(devices=cuda):
+                self._compiled.compile(batch_size, length, self.device, autocast=autocast)
+        finally:
+            self.module.zero_grad(set_to_none=True)
 
     def head(self, states: Tensor) -> Tensor:
         """Return logits `[r, V]`."""

@@ -23,7 +23,7 @@ def keep_layers(model: nn.Module, layers: tuple[int, ...]) -> None:
     depth = int(config.num_hidden_layers)
     if layers[-1] >= depth:
         raise ConfigurationError(f"keep_layers names layer {layers[-1]}, but the model has layers 0 to {depth - 1}")
-    parent, name, stack = _find_stack(model, depth)
+    parent, name, stack = find_stack(model, depth, "keep_layers")
     setattr(parent, name, nn.ModuleList(stack[index] for index in layers))
     for index, layer in enumerate(getattr(parent, name)):
         for module in layer.modules():
@@ -35,8 +35,12 @@ def keep_layers(model: nn.Module, layers: tuple[int, ...]) -> None:
     config.num_hidden_layers = len(layers)
 
 
-def _find_stack(model: nn.Module, depth: int) -> tuple[nn.Module, str, nn.ModuleList]:
-    """Find the one list of decoder layers, and where it hangs."""
+def find_stack(model: nn.Module, depth: int, key: str) -> tuple[nn.Module, str, nn.ModuleList]:
+    """Find the one list of decoder layers, and where it hangs.
+
+    Raises:
+        ConfigurationError: there is none, or more than one; the message begins with the recipe's `key`.
+    """
     found = [
         (parent, name, child)
         for parent in model.modules()
@@ -45,7 +49,7 @@ def _find_stack(model: nn.Module, depth: int) -> tuple[nn.Module, str, nn.Module
     ]
     if len(found) != 1:
         raise ConfigurationError(
-            f"keep_layers: {type(model).__name__} has {len(found)} lists of {depth} layers where one is expected; "
+            f"{key}: {type(model).__name__} has {len(found)} lists of {depth} layers where one is expected; "
             "give the student by `model` or `config` instead"
         )
     return found[0]
