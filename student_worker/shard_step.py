@@ -1,20 +1,24 @@
-"""One micro-shard's loss and gradient, head and loss by chunks of rows.
+"""One micro-shard's loss and gradient, in one forward pass or in several, head and loss by chunks of rows.
 
-The body of the model runs once; the head, the loss and their gradients run over chunks of rows, so that memory is
-bounded by the chunk and not by the vocabulary times the batch. Knows nothing of workers or optimizers.
+The body of the model runs once over each sample; the head, the loss and their gradients run over chunks of rows, so
+that memory is bounded by the chunk and not by the vocabulary times the batch. Every part is averaged over the *global*
+batch, so that gradients add up to the whole batch's. Knows nothing of workers or optimizers.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 
+from stillhouse.data import Sample
 from stillhouse.kd import kd_loss_and_gradient
+from stillhouse.kd.divergences import DivergenceName
 from stillhouse.kd.teacher import TopKTail
 from stillhouse.payloads import OutputHead, Payload, concatenate
-from student_worker.batches import Batch, Counts
+from student_worker.batches import Batch, Counts, make_batch
 from student_worker.payload_rows import slice_rows
 from student_worker.students.base import Student
 
@@ -24,9 +28,9 @@ CHUNK_ROWS = 512
 
 @dataclass(frozen=True, slots=True)
 class Objective:
-    """What is minimised: `alpha` weighs cross-entropy, `1 - alpha` weighs KL at `temperature`.
+    """What is minimised: `alpha` weighs cross-entropy, `1 - alpha` weighs a divergence, `loss`, at `temperature`.
 
-    `output_head` rebuilds the teacher's logits where it answers with hidden states.
+    `output_head` rebuilds the teacher's logits where it answers with hidden states; `jsd_beta` is read with jsd alone.
     """
 
     temperature: float
@@ -34,21 +38,81 @@ class Objective:
     vocabulary_size: int
     top_k_tail: TopKTail = "bucket"
     output_head: OutputHead | None = None
+    loss: DivergenceName = "forward_kl"
+    jsd_beta: float = 0.5
 
 
 @dataclass(frozen=True, slots=True)
 class ShardLoss:
-    """A micro-shard's share of the global batch's loss: the shares of all shards add up to it."""
+    """A share of the global batch's loss: the shares of all micro-shards, and of their parts, add up to it.
+
+    `kl` is the objective's divergence, whichever it is, with its T^2.
+    """
 
     loss: float
     cross_entropy: float
     kl: float
 
+    def __add__(self, other: ShardLoss) -> ShardLoss:
+        return ShardLoss(self.loss + other.loss, self.cross_entropy + other.cross_entropy, self.kl + other.kl)
 
-def shard_seed(seed: int, step: int, shard: int) -> int:
-    """Return the seed of a micro-shard's own randomness (dropout), whoever computes it."""
-    digest = hashlib.blake2b(f"{seed} {step} {shard}".encode(), digest_size=8).digest()
+
+NO_LOSS = ShardLoss(0.0, 0.0, 0.0)
+
+
+def shard_seed(seed: int, step: int, shard: int, part: int = 0) -> int:
+    """Return the seed of the randomness (dropout) of one forward pass of a micro-shard, whoever computes it."""
+    digest = hashlib.blake2b(f"{seed} {step} {shard} {part}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
+
+
+def shard_gradient(
+    student: Student,
+    samples: Sequence[Sample],
+    payloads: Sequence[Payload],
+    objective: Objective,
+    counts: Counts,
+    *,
+    seed: int,
+    key: tuple[int, int],
+    part_size: int | None = None,
+    autocast: bool = False,
+) -> ShardLoss:
+    """Add one micro-shard's gradient to the parameters' `.grad`, averaged over the *global* batch's `counts`.
+
+    Args:
+        student: whose parameters' gradients are added to.
+        samples: those of the shard, in order.
+        payloads: one for each of them that has a row, in the same order.
+        objective: what is minimised.
+        counts: of the global batch.
+        seed: the run's.
+        key: step and shard, which say with `seed` what is drawn at random.
+        part_size: the most samples of one forward pass, `per_device_train_batch_size`; None: all in one. The parts
+            follow from the samples alone, so the same bits come out whoever computes the shard.
+        autocast: compute in bfloat16 where it is safe.
+
+    Raises:
+        ValueError: logits that are not finite where they count.
+    """
+    taught = sum(bool(sample.mask.any()) for sample in samples)
+    if len(payloads) != taught:
+        raise ValueError(f"a micro-shard of {taught} samples that are learnt from came with {len(payloads)} answers")
+    total = NO_LOSS
+    for part, (some, answers) in enumerate(_parts(samples, payloads, part_size or len(samples))):
+        batch, part_seed = make_batch(some), shard_seed(seed, *key, part)
+        total += backward(student, batch, answers, objective, counts, seed=part_seed, autocast=autocast)
+    return total
+
+
+def _parts(
+    samples: Sequence[Sample], payloads: Sequence[Payload], size: int
+) -> Iterator[tuple[Sequence[Sample], tuple[Payload, ...]]]:
+    """Yield consecutive samples, each part with the payloads of those that have a row."""
+    answers = iter(payloads)
+    for start in range(0, len(samples), size):
+        part = samples[start : start + size]
+        yield part, tuple(next(answers) for sample in part if sample.mask.any())
 
 
 def backward(
@@ -61,7 +125,7 @@ def backward(
     seed: int,
     autocast: bool = False,
 ) -> ShardLoss:
-    """Add one shard's gradient to the parameters' `.grad`, averaged over the *global* batch's `counts`.
+    """Add the gradient of one forward pass to the parameters' `.grad`, averaged over the *global* batch's `counts`.
 
     `payloads` hold the batch's rows in order. The process-wide random state is left as it was.
 
@@ -69,7 +133,7 @@ def backward(
         ValueError: logits that are not finite where they count.
     """
     if batch.num_rows == 0:
-        return ShardLoss(0.0, 0.0, 0.0)
+        return NO_LOSS
     teacher = concatenate(payloads)
     batch = batch.to(student.device)
     student.module.train()
@@ -78,7 +142,7 @@ def backward(
         torch.manual_seed(seed)
         states = student.row_states(batch)
         leaf = states.detach().requires_grad_()
-        total = ShardLoss(0.0, 0.0, 0.0)
+        total = NO_LOSS
         for start in range(0, batch.num_rows, CHUNK_ROWS):
             stop = min(start + CHUNK_ROWS, batch.num_rows)
             logits = student.head(leaf[start:stop])
@@ -93,8 +157,10 @@ def backward(
                 vocabulary_size=objective.vocabulary_size,
                 output_head=objective.output_head,
                 top_k_tail=objective.top_k_tail,
+                loss=objective.loss,
+                jsd_beta=objective.jsd_beta,
             )
             torch.autograd.backward(logits, part.gradient)
-            total = ShardLoss(total.loss + part.loss, total.cross_entropy + part.cross_entropy, total.kl + part.kl)
+            total += ShardLoss(part.loss, part.cross_entropy, part.kl)
         torch.autograd.backward(states, leaf.grad)
     return total
