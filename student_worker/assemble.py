@@ -15,9 +15,14 @@ from stillhouse.errors import ConfigurationError
 from stillhouse.payloads import OutputHead
 from stillhouse.providers import TeacherLogitsProvider
 from stillhouse.version import __version__
+from student_worker.cadence import Cadence
+from student_worker.callbacks import Callback, RunView
+from student_worker.callbacks.best import BestSoFar, EarlyStopping
+from student_worker.callbacks.lines import Lines
 from student_worker.elastic import ElasticGroup
 from student_worker.evaluate import Evaluator, row_bytes
 from student_worker.group import Group, SoloGroup
+from student_worker.journal import Journal
 from student_worker.network import split_address
 from student_worker.optimizer import StudentOptimizer
 from student_worker.prefetch import Key, PatientTeacher, Piece, Prefetcher
@@ -26,7 +31,6 @@ from student_worker.recipe import Recipe
 from student_worker.schedule import Schedule
 from student_worker.state import WorkerState
 from student_worker.students.base import ModelCard
-from student_worker.trainer import Cadence
 
 
 def make_optimizer(recipe: Recipe, ready: Ready) -> StudentOptimizer:
@@ -81,6 +85,13 @@ def make_group(recipe: Recipe, state: WorkerState, ready: Ready, stopping: threa
     )
 
 
+def warm_up(recipe: Recipe, ready: Ready) -> None:
+    """Let the student do what would hold up the first step (compile), before any other worker waits for this one."""
+    shard = -(-recipe.global_batch_size // recipe.micro_shards)
+    size = min(shard, recipe.per_device_train_batch_size or shard)
+    ready.student.warm_up(size, recipe.data.block_size, autocast=recipe.precision == "bfloat16")
+
+
 def make_prefetcher(recipe: Recipe, ready: Ready, patient: PatientTeacher, stopping: threading.Event) -> Prefetcher:
     """Return what fetches the answers of the coming micro-shards."""
     bytes_of_row = row_bytes(ready.asking.encoding, ready.vocabulary_size, ready.teacher.hidden_size)
@@ -106,10 +117,15 @@ def fetch_head(ready: Ready, client: TeacherLogitsProvider, patient: PatientTeac
 
 def make_evaluator(recipe: Recipe, ready: Ready, patient: PatientTeacher, head: OutputHead | None) -> Evaluator | None:
     """Return what evaluates on the held-out part, None where there is none or it is never wanted."""
-    if ready.prepared.held_out is None or recipe.eval_steps == 0:
+    if ready.prepared.held_out is None or not evaluates(recipe, ready):
         return None
     asking = replace(ready.asking, encoding=ready.eval_encoding, temperature=1.0, cache_mode="bypass")
-    return Evaluator(ready.prepared.held_out, patient.answer, asking, recipe.eval_memory_bytes, head)
+    return Evaluator(ready.prepared.held_out, patient.answer, asking, recipe.eval_memory_bytes, head, recipe.alpha)
+
+
+def evaluates(recipe: Recipe, ready: Ready) -> bool:
+    """Tell whether the run has anything held out, and looks at it."""
+    return ready.prepared.held_out is not None and recipe.eval_steps != 0
 
 
 def make_schedule(recipe: Recipe, ready: Ready) -> Schedule:
@@ -119,7 +135,34 @@ def make_schedule(recipe: Recipe, ready: Ready) -> Schedule:
 
 def make_cadence(recipe: Recipe, ready: Ready) -> Cadence:
     """Return how often the run does what."""
-    return Cadence(ready.num_steps, recipe.logging_steps, recipe.eval_steps, recipe.save_steps)
+    return Cadence(ready.num_steps, recipe.logging_steps, recipe.eval_steps, recipe.save_steps, recipe.smoke_steps)
+
+
+def make_view(recipe: Recipe, state: WorkerState, cadence: Cadence) -> RunView:
+    """Return what callbacks are told of the run."""
+    return RunView(
+        output_dir=recipe.output_dir,
+        name=recipe.run_name or recipe.output_dir.resolve().name,
+        step=state.step,
+        max_steps=cadence.max_steps,
+        is_first=recipe.worker_index == 0,
+        recipe=recipe.model_dump(mode="json"),
+        identity=state.identity,
+    )
+
+
+def make_best(recipe: Recipe, ready: Ready) -> BestSoFar | None:
+    """Return what remembers the best evaluation, None where nothing is evaluated."""
+    return BestSoFar(recipe.metric_for_best_model) if evaluates(recipe, ready) else None
+
+
+def make_callbacks(recipe: Recipe, ready: Ready, cadence: Cadence) -> list[Callback]:
+    """Return what watches the run, in the order in which it is told."""
+    callbacks: list[Callback] = [Lines(Journal(recipe.output_dir), cadence)]
+    if recipe.early_stopping_patience is not None and evaluates(recipe, ready):
+        patience, threshold = recipe.early_stopping_patience, recipe.early_stopping_threshold
+        callbacks.append(EarlyStopping(recipe.metric_for_best_model, patience, threshold))
+    return callbacks
 
 
 def model_card(recipe: Recipe, ready: Ready, step: int) -> ModelCard:

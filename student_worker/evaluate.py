@@ -33,11 +33,12 @@ SAMPLES_PER_REQUEST = 8
 class Evaluation:
     """Means over the held-out rows, in nats; perplexities are exp of cross-entropies.
 
-    `kl` is KL(teacher || student) at T = 1 (with TOP_K, of head and tail bucket: a lower bound), `agreement` how
-    often both have the same first choice. The teacher's own figures are None where its encoding does not tell them,
-    and those of the labels where no row has one.
+    `loss` is the run's objective at T = 1, `kl` is the divergence there (with TOP_K, of head and tail bucket:
+    a lower bound), `agreement` how often both have the same first choice. The teacher's own figures are None where its
+    encoding does not tell them, and those of the labels where no row has one.
     """
 
+    loss: float
     kl: float
     agreement: float
     cross_entropy: float | None
@@ -71,6 +72,7 @@ class Evaluator:
         asking: how to ask: at T = 1, for dense logits, hidden states or a top-k.
         max_bytes: answers are remembered when all of them fit in so many bytes.
         head: what hidden states are rebuilt with, on the student's device.
+        alpha: weighs cross-entropy in `loss`; `1 - alpha` weighs KL.
     """
 
     def __init__(
@@ -80,7 +82,9 @@ class Evaluator:
         asking: Asking,
         max_bytes: int,
         head: OutputHead | None = None,
+        alpha: float = 0.0,
     ) -> None:
+        self._alpha = alpha
         self._samples = [sample for sample in (held_out[i] for i in range(len(held_out))) if sample.mask.any()]
         self._answer = answer
         self._asking = asking
@@ -103,7 +107,7 @@ class Evaluator:
             with torch.no_grad():
                 self._add(sums, student, batch.to(student.device), teacher)
             fail_point("mid-evaluation", step)
-        return _means(sums)
+        return _means(sums, self._alpha)
 
     def _batches(self) -> Iterator[tuple[Batch, Payload]]:
         for start in range(0, len(self._samples), SAMPLES_PER_REQUEST):
@@ -186,12 +190,13 @@ def _cross_entropy(logits: Tensor, labels: Tensor) -> float:
     )
 
 
-def _means(sums: _Sums) -> Evaluation | None:
+def _means(sums: _Sums, alpha: float) -> Evaluation | None:
     if sums.rows == 0:
         return None
     student = sums.cross_entropy / sums.labelled if sums.labelled else None
     teacher = sums.cross_entropy_teacher / sums.labelled if sums.labelled and sums.teacher_known else None
     return Evaluation(
+        loss=alpha * (student or 0.0) + (1 - alpha) * sums.kl / sums.rows,
         kl=sums.kl / sums.rows,
         agreement=sums.agreed / sums.rows,
         cross_entropy=student,

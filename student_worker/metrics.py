@@ -9,12 +9,13 @@ import time
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from student_worker.shard_step import ShardLoss
+from student_worker.callbacks.base import Callback, RunView, StepRecord
+from student_worker.evaluate import Evaluation
 
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 
 
-class WorkerMetrics:
+class WorkerMetrics(Callback):
     """The counters of one worker."""
 
     def __init__(self) -> None:
@@ -38,6 +39,15 @@ class WorkerMetrics:
             "student_teacher_wait_seconds_total", "Time spent waiting for the teacher's answers.", registry=registry
         )
         self._world_size = Gauge("student_world_size", "Workers that took part in the last step.", registry=registry)
+        self._evaluation = Gauge(
+            "student_evaluation", "The newest held-out evaluation, figure by figure.", ["figure"], registry=registry
+        )
+        self._healed = Counter(
+            "student_healed_total", "How often this worker took its weights over from a peer.", registry=registry
+        )
+        self._uncommitted = Counter(
+            "student_uncommitted_steps_total", "Steps that were voted down and done again.", registry=registry
+        )
         age = Gauge("student_checkpoint_age_seconds", "Since the last checkpoint or the start.", registry=registry)
         age.set_function(self._checkpoint_age)
         self._saved = time.monotonic()
@@ -46,14 +56,30 @@ class WorkerMetrics:
         """Note how many workers take part."""
         self._world_size.set(world_size)
 
-    def step_done(self, losses: ShardLoss, num_tokens: int, seconds: float, teacher_wait_seconds: float) -> None:
+    def healed(self) -> None:
+        """Count that this worker took its weights over from a peer."""
+        self._healed.inc()
+
+    def uncommitted(self) -> None:
+        """Count a step that is to be done again."""
+        self._uncommitted.inc()
+
+    def on_step_end(self, run: RunView, step: StepRecord) -> None:
         """Count one committed step."""
+        del run
         self._steps.inc()
-        self._tokens.inc(num_tokens)
-        for term, value in (("total", losses.loss), ("cross_entropy", losses.cross_entropy), ("kl", losses.kl)):
+        self._tokens.inc(step.tokens)
+        for term, value in (("total", step.loss), ("cross_entropy", step.cross_entropy), ("kl", step.kl)):
             self._loss.labels(term).set(value)
-        self._step_duration.observe(seconds)
-        self._teacher_wait.inc(teacher_wait_seconds)
+        self._step_duration.observe(step.step_seconds)
+        self._teacher_wait.inc(step.teacher_wait_seconds)
+
+    def on_evaluate(self, run: RunView, evaluation: Evaluation) -> None:
+        """Show the figures that there are."""
+        del run
+        for name, value in evaluation.as_json().items():
+            if value is not None:
+                self._evaluation.labels(name).set(value)
 
     def checkpoint_seen(self) -> None:
         """Note that the run has a new checkpoint, whoever wrote it."""

@@ -25,18 +25,21 @@ from stillhouse.models import pick_device, silence_transformers
 from stillhouse.version import __version__
 from student_worker import assemble
 from student_worker.app import HttpServer, bind, build_app
+from student_worker.callbacks.best import Best
 from student_worker.checkpoint import save_checkpoint
 from student_worker.elastic import GroupLostError
-from student_worker.journal import Journal, write_result
+from student_worker.journal import SAMPLES_FILE, Journal, write_result
 from student_worker.metrics import WorkerMetrics
 from student_worker.output import announce, check_output_dir, claim, read_evaluations, resume, wait_for_siblings
+from student_worker.parts import Outcome, Parts
 from student_worker.prefetch import Interrupted, PatientTeacher
 from student_worker.preflight import Ready, identity, prepare_run
 from student_worker.recipe import Recipe
 from student_worker.reduction import gradient_sum
 from student_worker.shard_step import Objective
 from student_worker.state import WorkerState
-from student_worker.trainer import Outcome, Parts, Trainer
+from student_worker.threads import settle_threads
+from student_worker.trainer import Trainer
 
 EXIT_START_AGAIN = 1
 """As after a crash: a launcher or Kubernetes starts the worker anew, and it heals from its peers."""
@@ -54,6 +57,7 @@ def run(recipe: Recipe) -> int:
     assemble.check_group(recipe)
     configure_logging(worker=recipe.worker_index)
     silence_transformers()
+    settle_threads(recipe)
     stopping = threading.Event()
     with ExitStack() as open_parts, stop_on_signals(stopping):
         try:
@@ -114,11 +118,14 @@ class _Run:
         state = WorkerState(ready.student.module, optimizer, identity(recipe, ready))
         claim(recipe, state.identity)
         head = assemble.fetch_head(ready, self._client, self._teacher)
+        assemble.warm_up(recipe, ready)
         self._saved = resume(recipe, state)
         if recipe.export_initial and state.step == 0 and recipe.worker_index == 0:
             ready.student.export(recipe.output_dir / "initial", assemble.model_card(recipe, ready, 0))
         prefetcher = assemble.make_prefetcher(recipe, ready, self._teacher, self._stopping)
         self._open_parts.callback(prefetcher.close)
+        cadence = assemble.make_cadence(recipe, ready)
+        callbacks = assemble.make_callbacks(recipe, ready, cadence)
         n, device = optimizer.num_parameters, ready.student.device
         trainer = Trainer(
             Parts(
@@ -132,15 +139,18 @@ class _Run:
                 tree=gradient_sum(recipe.reduction, recipe.micro_shards, n, device),
                 objective=Objective(recipe.temperature, recipe.alpha, ready.vocabulary_size, recipe.top_k_tail, head),
                 schedule=assemble.make_schedule(recipe, ready),
-                cadence=assemble.make_cadence(recipe, ready),
-                journal=Journal(recipe.output_dir),
-                metrics=self._metrics,
-                save=lambda: self._save(state),
+                cadence=cadence,
+                view=assemble.make_view(recipe, state, cadence),
                 stopping=self._stopping,
+                metrics=self._metrics,
+                callbacks=callbacks,
+                save=lambda best=None: self._save(state, best),
+                best=assemble.make_best(recipe, ready),
+                sample_log=Journal(recipe.output_dir, SAMPLES_FILE) if recipe.sample_log else None,
+                max_loss=recipe.max_loss,
                 seed=recipe.seed,
                 prefetch_steps=recipe.prefetch_steps,
                 autocast=recipe.precision == "bfloat16",
-                is_first=recipe.worker_index == 0,
             )
         )
         announce(recipe, self._server.address)
@@ -156,14 +166,16 @@ class _Run:
             raise
         return self._end(ready, state, outcome)
 
-    def _save(self, state: WorkerState) -> None:
+    def _save(self, state: WorkerState, best: Best | None = None) -> str | None:
+        del best
         if state.step in (0, self._saved):
-            return
+            return None
         tensors, metadata = state.state()
         limit = self._recipe.save_total_limit
-        save_checkpoint(self._recipe.output_dir, state.step, tensors, metadata, keep_last=limit)
+        written = save_checkpoint(self._recipe.output_dir, state.step, tensors, metadata, keep_last=limit)
         self._saved = state.step
         _log.info("checkpoint", step=state.step)
+        return str(written)
 
     def _say_start(self, ready: Ready, state: WorkerState) -> None:
         _log.info(
@@ -195,7 +207,8 @@ class _Run:
     def _result(self, ready: Ready, state: WorkerState, outcome: Outcome) -> dict[str, Any]:
         recipe = self._recipe
         return {
-            "status": "interrupted" if outcome.interrupted else "done",
+            "status": outcome.status,
+            "reason": outcome.reason,
             "version": __version__,
             "teacher": ready.teacher.model,
             "teacher_parameters": ready.teacher_parameters,

@@ -6,7 +6,7 @@ among them: everything random is drawn from (seed, step, micro-shard).
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,17 @@ from student_worker.optimizer import StudentOptimizer
 
 WEIGHTS = "model."
 OPTIMIZER = "optimizer."
+
+
+@runtime_checkable
+class Keeper(Protocol):
+    """Something small that must go on where it was after a resume, and in a newcomer: a best figure, a count."""
+
+    def progress(self) -> Any:
+        """Return what there is to keep, as JSON holds it."""
+
+    def restore(self, progress: Any) -> None:
+        """Take over what `progress` returned, here or on a peer."""
 
 
 class WorkerState:
@@ -33,12 +44,22 @@ class WorkerState:
         self.identity = identity
         self.step = 0
         self.num_tokens = 0
+        self._keepers: dict[str, Keeper] = {}
+        self._progress: dict[str, Any] = {}
+
+    def keep(self, name: str, keeper: Keeper) -> None:
+        """Keep what it has to keep from now on, and give it what was loaded before."""
+        self._keepers[name] = keeper
+        if name in self._progress:
+            keeper.restore(self._progress[name])
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Return everything; the tensors are the live ones."""
         tensors = {WEIGHTS + name: tensor.detach() for name, tensor in self._tensors().items()}
         tensors.update({OPTIMIZER + name: tensor for name, tensor in self._optimizer.state().items()})
-        return tensors, {"step": self.step, "num_tokens": self.num_tokens, "identity": self.identity}
+        self._progress |= {name: keeper.progress() for name, keeper in self._keepers.items()}
+        metadata = {"step": self.step, "num_tokens": self.num_tokens, "identity": self.identity}
+        return tensors, {**metadata, "progress": dict(self._progress)}
 
     def load(self, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
         """Take over what `state` returned, here or on a peer.
@@ -69,10 +90,16 @@ class WorkerState:
         self._optimizer.load(moments)
         self.step = int(metadata["step"])
         self.num_tokens = int(metadata["num_tokens"])
+        self._progress = dict(metadata.get("progress", {}))
+        for name in self._keepers.keys() & self._progress.keys():
+            self._keepers[name].restore(self._progress[name])
 
     def _tensors(self) -> dict[str, Tensor]:
-        """Return parameters and saved buffers by name; a tied one once."""
+        """Return trained parameters and saved buffers by name; a tied one once.
+
+        What is frozen stays as it was loaded, and is held to that by a fingerprint in the identity.
+        """
         saved = self._module.state_dict(keep_vars=True)
-        named: dict[str, Tensor] = dict(self._module.named_parameters())
+        named: dict[str, Tensor] = {name: p for name, p in self._module.named_parameters() if p.requires_grad}
         named.update({name: buffer for name, buffer in self._module.named_buffers() if name in saved})
         return named

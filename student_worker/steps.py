@@ -37,10 +37,14 @@ class Steps:
         ids: list[int] = self._order.sample_ids(step * self.global_batch_size, self.global_batch_size).tolist()
         return ids
 
+    def shard_ids(self, step: int) -> list[list[int]]:
+        """Return the sample ids of each micro-shard of a step, in order."""
+        ids, size, parts = self.sample_ids(step), self.global_batch_size, self.micro_shards
+        return [ids[shard * size // parts : (shard + 1) * size // parts] for shard in range(parts)]
+
     def shard(self, step: int, shard: int) -> list[Sample]:
         """Return the samples of one micro-shard of a step, in order."""
-        size, parts = self.global_batch_size, self.micro_shards
-        return self._samples(self.sample_ids(step)[shard * size // parts : (shard + 1) * size // parts])
+        return self._samples(self.shard_ids(step)[shard])
 
     def _counts(self, step: int) -> Counts:
         return count(self._samples(self.sample_ids(step)))

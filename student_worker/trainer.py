@@ -8,95 +8,25 @@ group's to bound). Knows nothing of recipes, processes or where its parts come f
 from __future__ import annotations
 
 import math
-import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from typing import Any
 
 import structlog
 import torch
 from torch import Tensor
 
 from stillhouse.errors import GuardError
-from student_worker.batches import make_batch
-from student_worker.evaluate import Evaluation, Evaluator
+from student_worker.callbacks import StepRecord
+from student_worker.callbacks.hooks import Hooks
+from student_worker.evaluate import Evaluation
 from student_worker.failpoints import fail_point
-from student_worker.group import Group, Membership
-from student_worker.journal import Journal
-from student_worker.kept_mass import KeptMass
-from student_worker.metrics import WorkerMetrics
-from student_worker.optimizer import StudentOptimizer
-from student_worker.prefetch import Interrupted, Key, Prefetcher
-from student_worker.reduction import GradientSum
-from student_worker.schedule import Schedule
-from student_worker.shard_step import Objective, ShardLoss, backward, shard_seed
-from student_worker.state import WorkerState
-from student_worker.steps import Steps
-from student_worker.students.base import Student
+from student_worker.group import Membership, SoloGroup
+from student_worker.parts import Outcome, Parts, Status
+from student_worker.prefetch import Interrupted, Key
+from student_worker.scalars import NUM_SCALARS, STOP, check_samples, sample_line, shard_scalars
+from student_worker.shard_step import ShardLoss, shard_gradient
 
 _log = structlog.get_logger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Cadence:
-    """How long a run goes on and how often it does what; None is never, but see `evaluate_at`."""
-
-    max_steps: int
-    logging_steps: int
-    eval_steps: int | None
-    save_steps: int
-
-    def log_at(self, step: int) -> bool:
-        """Tell whether to write a line of metrics once `step` steps are done."""
-        return step == self.max_steps or step % self.logging_steps == 0
-
-    def evaluate_at(self, step: int) -> bool:
-        """Tell whether to evaluate once `step` steps are done: at start, end and every `eval_steps`; 0 is never."""
-        if self.eval_steps == 0:
-            return False
-        return step in (0, self.max_steps) or (self.eval_steps is not None and step % self.eval_steps == 0)
-
-    def save_at(self, step: int) -> bool:
-        """Tell whether to write a checkpoint once `step` steps are done."""
-        return step > 0 and (step == self.max_steps or step % self.save_steps == 0)
-
-
-@dataclass(slots=True)
-class Parts:
-    """What a run is made of."""
-
-    student: Student
-    optimizer: StudentOptimizer
-    state: WorkerState
-    steps: Steps
-    prefetcher: Prefetcher
-    evaluator: Evaluator | None
-    group: Group
-    tree: GradientSum
-    objective: Objective
-    schedule: Schedule
-    cadence: Cadence
-    journal: Journal
-    metrics: WorkerMetrics
-    save: Callable[[], None]
-    stopping: threading.Event
-    kept_mass: KeptMass = field(default_factory=KeptMass)
-    seed: int = 0
-    prefetch_steps: int = 2
-    autocast: bool = False
-    is_first: bool = True
-    """Whether this worker writes before the first quorum has said who does."""
-
-
-@dataclass(slots=True)
-class Outcome:
-    """What a run has come to. `is_first` is whether this worker had rank 0 at the last step."""
-
-    step: int
-    interrupted: bool
-    is_first: bool
-    losses: ShardLoss | None = None
-    evaluations: list[tuple[int, Evaluation]] = field(default_factory=list)
 
 
 class Trainer:
@@ -107,30 +37,63 @@ class Trainer:
         # Until the first quorum nobody knows their slice: the whole batch is asked for, which costs the teacher
         # nothing twice (it computes a question once), and keeps waiting for it out of the step.
         self._membership = Membership(parts.state.step, 0, 1)
-        self.outcome = Outcome(parts.state.step, interrupted=False, is_first=parts.is_first)
-        self._unwritten: tuple[int, Evaluation] | None = None
+        self._is_alone = isinstance(parts.group, SoloGroup)
+        self._knows_first = self._was_first = self._is_alone
+        self._stop_agreed = False
+        self._evaluated_at: int | None = None
+        self._untold: Evaluation | None = None
+        ours = [parts.metrics, *([parts.best] if parts.best else [])]
+        self._hooks = Hooks([*ours, *parts.callbacks], parts.view)
+        self._hooks.keep_all(parts.state)
+        parts.state.keep("trainer", self)
+        if parts.sample_log is not None:
+            parts.state.keep("samples", parts.sample_log)
+        self.outcome = Outcome(parts.state.step, is_first=parts.view.is_first)
+
+    def progress(self) -> dict[str, Any]:
+        """Return what a resumed run or a newcomer goes on from."""
+        return {"evaluated_at": self._evaluated_at}
+
+    def restore(self, progress: dict[str, Any]) -> None:
+        """Take over what `progress` returned."""
+        self._evaluated_at = progress["evaluated_at"]
 
     def run(self) -> Outcome:
-        """Train to the end, or until `stopping` is set; then the step under way is finished first.
+        """Train to the end, until a callback stops the run, or until `stopping` is set.
 
-        A wait for the teacher ends there too; the last committed step stands.
+        The step under way is finished first. A wait for the teacher ends there too; the last committed step stands.
 
         Raises:
-            GuardError: a loss that is not finite (no weight has moved), or a changed teacher.
+            GuardError: a loss that is not finite or above the ceiling (no weight has moved), a peer that computed other
+                samples, a changed teacher, a callback that failed.
             TeacherError: the teacher has no answer.
         """
         parts = self._parts
+        status: Status | None = None
         try:
-            if parts.state.step == 0:
-                self._evaluate()
-            while parts.state.step < parts.cadence.max_steps and not parts.stopping.is_set():
+            parts.view.step = parts.state.step
+            self._hooks.call("on_train_begin")
+            self._evaluate()
+            while (status := self._status()) is None:
                 fail_point("between-steps", parts.state.step)
                 self._step()
-            self.outcome.interrupted = parts.state.step < parts.cadence.max_steps
         except Interrupted:
-            self.outcome.interrupted = True
-        self.outcome.step = parts.state.step
+            status = "interrupted"
+        finally:
+            self.outcome.step = parts.state.step
+            self.outcome.status = status or "failed"
+            self.outcome.reason = self._hooks.stop if status == "stopped" else None
+            self._hooks.end(self.outcome.status)
         return self.outcome
+
+    def _status(self) -> Status | None:
+        """Return what the run has come to, None while it goes on."""
+        parts = self._parts
+        if parts.state.step >= parts.cadence.last_step:
+            return "done"
+        if self._stop_agreed or (self._is_alone and self._hooks.stop is not None):
+            return "stopped"
+        return "interrupted" if parts.stopping.is_set() else None
 
     def _step(self) -> None:
         """Do one step; where the vote fails, nothing has changed and it is to be done again."""
@@ -138,25 +101,49 @@ class Trainer:
         began, waited = time.monotonic(), parts.prefetcher.wait_seconds
         self._plan()
         parts.prefetcher.wait(self._keys(parts.state.step))
-        planned_step = parts.state.step
-        known = self._membership
-        self._membership = membership = parts.group.start_step()
-        if parts.state.step != planned_step:
-            _log.info("healed", step=parts.state.step, from_step=planned_step)
-            self._unwritten = None
-        if (membership.rank, membership.world_size) != (known.rank, known.world_size):
-            _log.info("membership", step=membership.step, rank=membership.rank, world_size=membership.world_size)
-        parts.metrics.membership(membership.world_size)
+        membership = self._start_step()
         self._plan()
         scalars, reason = self._compute()
         gradient, scalars = parts.group.reduce(parts.tree, scalars)
-        fail_point("before-vote", parts.state.step)
+        step = parts.state.step
+        fail_point("before-vote", step)
         if not parts.group.commit():
-            _log.warning("step_not_committed", step=parts.state.step + 1, world_size=membership.world_size)
+            parts.metrics.uncommitted()
+            _log.warning("step_not_committed", step=step + 1, world_size=membership.world_size)
             return
-        fail_point("after-vote", parts.state.step)
-        losses = ShardLoss(*scalars.sum(0).tolist())
-        self._apply(gradient, losses, reason, began, parts.prefetcher.wait_seconds - waited)
+        fail_point("after-vote", step)
+        self._take_over()
+        if scalars[0, STOP] > 0:
+            # Somebody wants to stop: this step is nobody's, and all stand where that one saw enough.
+            self._stop_agreed = True
+            self._hooks.stop = self._hooks.stop or "a callback of another worker has stopped the run"
+            return
+        check_samples(scalars, parts.steps.shard_ids(step), step)
+        self._apply(gradient, ShardLoss(*scalars[:, :3].sum(0).tolist()), reason, began, waited)
+
+    def _start_step(self) -> Membership:
+        """Agree on who takes part; this worker may have healed."""
+        parts, planned_step, known = self._parts, self._parts.state.step, self._membership
+        self._membership = membership = parts.group.start_step()
+        if parts.state.step != planned_step:
+            parts.metrics.healed()
+            _log.info("healed", step=parts.state.step, from_step=planned_step)
+            self._untold = None
+        if (membership.rank, membership.world_size) != (known.rank, known.world_size):
+            _log.info("membership", step=membership.step, rank=membership.rank, world_size=membership.world_size)
+        parts.metrics.membership(membership.world_size)
+        parts.view.is_first = self.outcome.is_first = membership.rank == 0
+        return membership
+
+    def _take_over(self) -> None:
+        """Do, before the weights move, what waited for a first worker to be known, or what the last one died over."""
+        parts = self._parts
+        parts.view.step = parts.state.step
+        if self._untold is not None:
+            self._tell(self._untold)
+        if parts.view.is_first and not self._was_first:
+            self._save_if_due()
+        self._knows_first, self._was_first = True, parts.view.is_first
 
     def _keys(self, step: int) -> list[Key]:
         parts = self._parts
@@ -165,13 +152,14 @@ class Trainer:
     def _plan(self) -> None:
         parts = self._parts
         first = parts.state.step
-        last = min(first + parts.prefetch_steps, parts.cadence.max_steps - 1)
+        last = min(first + parts.prefetch_steps, parts.cadence.last_step - 1)
         parts.prefetcher.plan((key for step in range(first, last + 1) for key in self._keys(step)), first)
 
     def _compute(self) -> tuple[Tensor, str]:
-        """Return the losses `[M, 3]` of this worker's shards, whose gradients are in the tree, and what went wrong."""
+        """Return the scalars `[M, 6]` of this worker's shards, whose gradients are in the tree, and what went wrong."""
         parts, step, reason = self._parts, self._parts.state.step, ""
-        scalars = torch.zeros(parts.steps.micro_shards, 3, dtype=torch.float64)
+        scalars = torch.zeros(parts.steps.micro_shards, NUM_SCALARS, dtype=torch.float64)
+        ids = parts.steps.shard_ids(step)
         # Not kept between steps: while the sum is exchanged, the weights' size in memory is better left to that.
         flat = torch.zeros(parts.optimizer.num_parameters, device=parts.student.device)
         parts.tree.clear()
@@ -181,85 +169,108 @@ class Trainer:
             flat.zero_()
             parts.optimizer.attach(flat)
             try:
-                loss = backward(
+                loss = shard_gradient(
                     parts.student,
-                    make_batch(parts.steps.shard(step, shard)),
+                    parts.steps.shard(step, shard),
                     payloads,
                     parts.objective,
                     parts.steps.counts(step),
-                    seed=shard_seed(parts.seed, step, shard),
+                    seed=parts.seed,
+                    key=(step, shard),
+                    part_size=parts.part_size,
                     autocast=parts.autocast,
                 )
             except ValueError as error:
                 # Logits that are not finite. Every worker learns of it with the sum, and all stop together.
                 reason, loss = str(error), ShardLoss(math.nan, math.nan, math.nan)
             parts.tree.add(shard, flat)
-            scalars[shard] = torch.tensor([loss.loss, loss.cross_entropy, loss.kl], dtype=torch.float64)
+            scalars[shard] = shard_scalars(loss, ids[shard])
             fail_point("mid-step", step)
         parts.optimizer.detach()
+        # The one column that several workers may add to: whoever wants to stop, shards or none.
+        scalars[0, STOP] = float(self._hooks.stop is not None)
         return scalars, reason
 
     def _apply(self, gradient: Tensor, losses: ShardLoss, reason: str, began: float, waited: float) -> None:
         parts = self._parts
         step = parts.state.step
-        if not (math.isfinite(losses.loss) and bool(torch.isfinite(gradient).all())):
-            raise GuardError(
-                f"step {step + 1}: the loss is {losses.loss} or its gradient not finite; no weight was moved. "
-                f"{reason or 'Lower learning_rate, or look at the samples of this step'}"
-            )
+        self._guard(gradient, losses, reason)
         counts, rate = parts.steps.counts(step), parts.schedule.at(step)
         norm = parts.optimizer.apply(gradient, rate)
-        parts.state.step = step + 1
+        parts.state.step = parts.view.step = step + 1
         parts.state.num_tokens += counts.num_tokens
         seconds = time.monotonic() - began
         self.outcome.losses = losses
-        self.outcome.is_first = self._membership.rank == 0
-        parts.metrics.step_done(losses, counts.num_tokens, seconds, waited)
-        if self.outcome.is_first:
-            self._write_unwritten()
-        if self.outcome.is_first and parts.cadence.log_at(step + 1):
-            self._log_step(losses, rate, norm, counts.num_tokens, seconds, waited)
+        self.outcome.step_seconds.append(seconds)
+        self._log_samples(step)
+        record = StepRecord(
+            step=step + 1,
+            loss=losses.loss,
+            cross_entropy=losses.cross_entropy,
+            kl=losses.kl,
+            learning_rate=rate,
+            grad_norm=norm,
+            tokens=counts.num_tokens,
+            tokens_per_second=counts.num_tokens / seconds,
+            teacher_wait_seconds=parts.prefetcher.wait_seconds - waited,
+            step_seconds=seconds,
+            world_size=self._membership.world_size,
+        )
+        self._hooks.call("on_step_end", record)
         self._evaluate()
-        if parts.cadence.save_at(parts.state.step):
-            if self.outcome.is_first:
-                parts.save()
-            parts.metrics.checkpoint_seen()
+        self._save_if_due()
 
-    def _log_step(
-        self, losses: ShardLoss, rate: float, norm: float, tokens: int, seconds: float, waited: float
-    ) -> None:
-        step = self._parts.state.step
-        fields: dict[str, float] = {
-            "loss": losses.loss,
-            "cross_entropy": losses.cross_entropy,
-            "kl": losses.kl,
-            "learning_rate": rate,
-            "grad_norm": norm,
-            "tokens": tokens,
-            "tokens_per_second": tokens / seconds,
-            "teacher_wait_seconds": waited,
-            "step_seconds": seconds,
-            "world_size": self._membership.world_size,
-        }
-        self._parts.journal.write("step", step=step, **fields)
-        _log.info("step", step=step, **{name: round(value, 6) for name, value in fields.items()})
+    def _guard(self, gradient: Tensor, losses: ShardLoss, reason: str) -> None:
+        step, ceiling = self._parts.state.step + 1, self._parts.max_loss
+        if not (math.isfinite(losses.loss) and bool(torch.isfinite(gradient).all())):
+            raise GuardError(
+                f"step {step}: the loss is {losses.loss} or its gradient not finite; no weight was moved. "
+                f"{reason or 'Lower learning_rate, or look at the samples of this step'}"
+            )
+        if ceiling is not None and losses.loss > ceiling:
+            raise GuardError(
+                f"step {step}: the loss is {losses.loss}, above max_loss {ceiling}; no weight was moved. "
+                "Lower learning_rate, look at the samples of this step, or raise max_loss"
+            )
+
+    def _log_samples(self, step: int) -> None:
+        parts, log = self._parts, self._parts.sample_log
+        if log is not None:
+            log.add(step=step + 1, **sample_line(parts.group, self._membership.world_size, parts.steps.shard_ids(step)))
+            log.flush(step=step + 1, writes=parts.view.is_first, sync=parts.cadence.save_at(step + 1))
 
     def _evaluate(self) -> None:
-        """Evaluate if it is time to; the line is written once it is known who writes."""
+        """Evaluate if it is time to, and these weights were not evaluated already, before a resume."""
         parts, step = self._parts, self._parts.state.step
-        if parts.evaluator is None or not parts.cadence.evaluate_at(step):
+        if parts.evaluator is None or not parts.cadence.evaluate_at(step) or self._evaluated_at == step:
             return
-        evaluation = parts.evaluator.evaluate(parts.student, step)
+        began = time.monotonic()
+        try:
+            evaluation = parts.evaluator.evaluate(parts.student)
+        except ValueError as error:
+            raise GuardError(f"the evaluation after step {step} is not finite: {error}. Lower learning_rate") from error
+        self.outcome.evaluation_seconds = time.monotonic() - began
         if evaluation is None:
             return
-        self.outcome.evaluations.append((step, evaluation))
-        self._unwritten = (step, evaluation)
-        if step > 0 and self.outcome.is_first:
-            self._write_unwritten()
+        # Before the first quorum nobody knows who writes; the callbacks are told once that is known.
+        if self._knows_first or step >= parts.cadence.last_step:
+            self._tell(evaluation)
+        else:
+            self._untold = evaluation
 
-    def _write_unwritten(self) -> None:
-        if self._unwritten is not None:
-            step, evaluation = self._unwritten
-            self._unwritten = None
-            self._parts.journal.write("evaluation", step=step, **evaluation.as_json())
-            _log.info("evaluation", step=step, **evaluation.as_json())
+    def _tell(self, evaluation: Evaluation) -> None:
+        step = self._parts.state.step
+        self._untold, self._evaluated_at = None, step
+        self.outcome.evaluations.append((step, evaluation))
+        self._hooks.call("on_evaluate", evaluation)
+
+    def _save_if_due(self) -> None:
+        parts, step = self._parts, self._parts.state.step
+        best = parts.best.at(step) if parts.best else None
+        if best is None and not parts.cadence.save_at(step):
+            return
+        began = time.monotonic()
+        if parts.view.is_first and (address := parts.save(best)) is not None:
+            self._hooks.call("on_save", address)
+        self.outcome.save_seconds = time.monotonic() - began
+        parts.metrics.checkpoint_seen()

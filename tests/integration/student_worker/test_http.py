@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 import pytest
 
 from stillhouse.errors import ConfigurationError
 from student_worker.app import HttpServer, bind, build_app
+from student_worker.callbacks import RunView, StepRecord
+from student_worker.evaluate import Evaluation
 from student_worker.metrics import WorkerMetrics
-from student_worker.shard_step import ShardLoss
 
 
 class Readiness:
@@ -46,7 +48,11 @@ def test_a_worker_lives_before_it_is_ready(server: HttpServer, readiness: Readin
 
 def test_metrics_have_the_names_that_dashboards_use(server: HttpServer, metrics: WorkerMetrics) -> None:
     metrics.membership(2)
-    metrics.step_done(ShardLoss(1.5, 2.0, 1.0), 512, 0.25, 0.125)
+    run = RunView(Path(), "run", 1, 5, is_first=True)
+    metrics.on_step_end(run, StepRecord(1, 1.5, 2.0, 1.0, 1e-3, 1.0, 512, 2048.0, 0.125, 0.25, 2))
+    metrics.on_evaluate(run, Evaluation(1.25, 0.5, 0.75, None, None, None, None, 7))
+    metrics.healed()
+    metrics.uncommitted()
     text = httpx.get(f"{server.address}/metrics").text
     for line in (
         "student_steps_total 1.0",
@@ -57,6 +63,9 @@ def test_metrics_have_the_names_that_dashboards_use(server: HttpServer, metrics:
         "student_step_duration_seconds_sum 0.25",
         "student_teacher_wait_seconds_total 0.125",
         "student_world_size 2.0",
+        'student_evaluation{figure="agreement"} 0.75',
+        "student_healed_total 1.0",
+        "student_uncommitted_steps_total 1.0",
     ):
         assert line in text
     assert "student_checkpoint_age_seconds" in text

@@ -75,14 +75,17 @@ def test_workers_of_one_launcher_wait_for_each_other(tmp_path: Path, monkeypatch
 
 def test_a_run_that_goes_on_writes_over_the_steps_that_it_does_again(tmp_path: Path) -> None:
     journal = Journal(tmp_path)
-    journal.write("evaluation", step=0, kl=9.0)
+    journal.add(event="evaluation", step=0, kl=9.0)
     for step in range(1, 6):
-        journal.write("step", step=step, loss=float("nan") if step == 2 else 1.0)
+        journal.add(event="step", step=step, loss=float("nan") if step == 2 else 1.0)
+        journal.flush(step=step, writes=True)
     with journal.path.open("a") as file:
         file.write('{"event": "step", "st')
     again = Journal(tmp_path)
-    again.write("step", step=4, loss=7.0)
-    again.write("evaluation", step=4, kl=8.0)
+    again.add(event="step", step=4, loss=7.0)
+    again.flush(step=4, writes=True)
+    again.add(event="evaluation", step=4, kl=8.0)
+    again.flush(step=4, writes=True)
     assert [record["step"] for record in again.read()] == [0, 1, 2, 3, 4, 4]
     assert again.read()[2]["loss"] is None
     assert again.read()[4]["loss"] == 7.0
@@ -114,11 +117,10 @@ def test_a_full_disk_is_said_with_the_files_name_and_leaves_nothing_aside(
 
 def test_a_full_disk_under_the_journal_is_said_with_its_name(tmp_path: Path) -> None:
     journal = Journal(tmp_path)
-    journal.write("step", step=1)
-    journal.path.unlink()
     journal.path.symlink_to("/dev/full")
+    journal.add(event="step", step=1)
     with pytest.raises(CheckpointError, match=r"metrics\.jsonl could not be written: No space left on device"):
-        journal.write("step", step=2)
+        journal.flush(step=1, writes=True)
 
 
 @pytest.mark.parametrize(

@@ -23,11 +23,15 @@ from stillhouse.payloads import DenseLogits
 from stillhouse.providers import Answer, TeacherLogitsProvider
 from stillhouse.request import LogitsRequest, TeacherDescription
 from student_worker.batches import Asking, Batch, make_batch
+from student_worker.cadence import Cadence
+from student_worker.callbacks import RunView
+from student_worker.callbacks.best import Best
+from student_worker.callbacks.lines import Lines
 from student_worker.evaluate import Evaluator
 from student_worker.group import SoloGroup
 from student_worker.journal import Journal
-from student_worker.metrics import WorkerMetrics
 from student_worker.optimizer import StudentOptimizer
+from student_worker.parts import Parts
 from student_worker.prefetch import Key, PatientTeacher, Piece, Prefetcher
 from student_worker.reduction import gradient_sum
 from student_worker.schedule import Schedule
@@ -35,7 +39,7 @@ from student_worker.shard_step import Objective, backward, shard_seed
 from student_worker.state import WorkerState
 from student_worker.steps import Steps
 from student_worker.students.base import ModelCard, Student
-from student_worker.trainer import Cadence, Parts, Trainer
+from student_worker.trainer import Trainer
 
 V, N, D = 24, 20, 8
 
@@ -136,12 +140,11 @@ def make(dataset: Any, tmp_path: Path) -> Make:
             objective=Objective(temperature, alpha, N),
             schedule=Schedule(rate, 0, 5, "constant"),
             cadence=Cadence(5, 1, None, 2),
-            journal=Journal(tmp_path),
-            metrics=WorkerMetrics(),
-            save=lambda: None,
+            view=RunView(tmp_path, "run", 0, 5, is_first=True),
             stopping=stopping,
         )
-        return Trainer(replace(parts, **fields))
+        parts = replace(parts, **fields)
+        return Trainer(replace(parts, callbacks=[Lines(Journal(tmp_path), parts.cadence), *parts.callbacks]))
 
     return trainer
 
@@ -240,7 +243,13 @@ def test_a_run_goes_on_from_a_saved_state_with_the_same_bits(make: Make) -> None
     whole = make()
     whole.run()
     first = make(cadence=Cadence(5, 1, None, 2))
-    first._parts.save = first._parts.stopping.set
+
+    def save_and_stop(best: Best | None = None) -> str:
+        assert best is None
+        first._parts.stopping.set()
+        return "checkpoint"
+
+    first._parts.save = save_and_stop
     assert first.run().interrupted
     assert first._parts.state.step == 2
     second = make()

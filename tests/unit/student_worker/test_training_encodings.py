@@ -15,11 +15,14 @@ from stillhouse.encodings import Candidates, Dense, Encoding, Hidden, Sampled, T
 from stillhouse.fixtures import FixtureTeacher
 from stillhouse.kd.teacher import TopKTail
 from student_worker.batches import Asking
+from student_worker.cadence import Cadence
+from student_worker.callbacks import RunView
+from student_worker.callbacks.lines import Lines
 from student_worker.evaluate import Evaluation, Evaluator
 from student_worker.group import SoloGroup
 from student_worker.journal import Journal
-from student_worker.metrics import WorkerMetrics
 from student_worker.optimizer import StudentOptimizer
+from student_worker.parts import Parts
 from student_worker.prefetch import Key, PatientTeacher, Piece, Prefetcher
 from student_worker.reduction import gradient_sum
 from student_worker.schedule import Schedule
@@ -27,7 +30,7 @@ from student_worker.shard_step import Objective
 from student_worker.state import WorkerState
 from student_worker.steps import Steps
 from student_worker.students.fixture import FixtureTrainee
-from student_worker.trainer import Cadence, Parts, Trainer
+from student_worker.trainer import Trainer
 
 N, STEPS = 20, 8
 
@@ -69,9 +72,8 @@ def run(
             objective=Objective(temperature, 0.2, N, tail, head),
             schedule=Schedule(0.05, 0, STEPS, "constant"),
             cadence=Cadence(STEPS, 1, None, STEPS),
-            journal=Journal(folder),
-            metrics=WorkerMetrics(),
-            save=lambda: None,
+            view=RunView(folder, "run", 0, STEPS, is_first=True),
+            callbacks=[Lines(Journal(folder), Cadence(STEPS, 1, None, STEPS))],
             stopping=stopping,
         )
     )

@@ -1,0 +1,96 @@
+"""What a run is made of, and what it comes to."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+from student_worker.cadence import Cadence
+from student_worker.callbacks import Callback, RunView
+from student_worker.callbacks.best import Best, BestSoFar
+from student_worker.evaluate import Evaluation, Evaluator
+from student_worker.group import Group
+from student_worker.journal import Journal
+from student_worker.kept_mass import KeptMass
+from student_worker.metrics import WorkerMetrics
+from student_worker.optimizer import StudentOptimizer
+from student_worker.prefetch import Prefetcher
+from student_worker.reduction import GradientSum
+from student_worker.schedule import Schedule
+from student_worker.shard_step import Objective, ShardLoss
+from student_worker.state import WorkerState
+from student_worker.steps import Steps
+from student_worker.students.base import Student
+
+Status = Literal["done", "stopped", "interrupted", "failed"]
+
+
+class Save(Protocol):
+    """Writes a checkpoint of the weights as they are."""
+
+    def __call__(self, best: Best | None = None) -> str | None:
+        """Return where it stands, None where there was nothing to write; `best` if these weights are the best."""
+
+
+def save_nothing(best: Best | None = None) -> str | None:
+    """Write no checkpoint."""
+    del best
+    return None
+
+
+@dataclass(slots=True)
+class Parts:
+    """What a run is made of."""
+
+    student: Student
+    optimizer: StudentOptimizer
+    state: WorkerState
+    steps: Steps
+    prefetcher: Prefetcher
+    evaluator: Evaluator | None
+    group: Group
+    tree: GradientSum
+    objective: Objective
+    schedule: Schedule
+    cadence: Cadence
+    view: RunView
+    stopping: threading.Event
+    metrics: WorkerMetrics = field(default_factory=WorkerMetrics)
+    callbacks: Sequence[Callback] = ()
+    """Called in this order, after `metrics` and `best`."""
+    save: Save = save_nothing
+    best: BestSoFar | None = None
+    sample_log: Journal | None = None
+    max_loss: float | None = None
+    kept_mass: KeptMass = field(default_factory=KeptMass)
+    seed: int = 0
+    prefetch_steps: int = 2
+    autocast: bool = False
+    part_size: int | None = None
+    """The most samples of one forward pass; None: a whole micro-shard."""
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What a run has come to.
+
+    `is_first`: whether this worker had rank 0 at the last step. `reason`: what a callback stopped it for. Seconds are
+    of the newest of each, and of this process alone.
+    """
+
+    step: int
+    is_first: bool
+    status: Status = "failed"
+    reason: str | None = None
+    losses: ShardLoss | None = None
+    evaluations: list[tuple[int, Evaluation]] = field(default_factory=list)
+    step_seconds: list[float] = field(default_factory=list)
+    evaluation_seconds: float = 0.0
+    save_seconds: float = 0.0
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether there is more to do, after a resume."""
+        return self.status == "interrupted"
