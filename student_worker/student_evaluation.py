@@ -1,0 +1,144 @@
+"""Evaluates a finished student on a corpus: beside a teacher, live or a store, or by itself.
+
+The figures are those of the trainer's own evaluation, by the same code over the same samples: an export in the dtype
+that it was trained in has them to the bit. Knows nothing of command lines; who answers is handed in.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from stillhouse.cli.named_tokenizer import open_tokenizer
+from stillhouse.data import DataSpec, PackedDataset, Prepared, prepare
+from stillhouse.encoding_text import format_encoding
+from stillhouse.encodings import Encoding, Hidden
+from stillhouse.errors import ConfigurationError, RequestTooLongError
+from stillhouse.models import load_causal_lm, pick_device, resolve_model
+from stillhouse.payloads import OutputHead
+from stillhouse.providers import TeacherLogitsProvider
+from stillhouse.request import TeacherDescription
+from stillhouse.version import __version__
+from stillhouse.vocabulary import check_token_ids, shared_vocabulary, tokenizer_tokens
+from student_worker.batches import Asking
+from student_worker.encoding_choice import choose_encoding
+from student_worker.evaluate import Evaluator
+from student_worker.plain_evaluation import evaluate_alone, nothing_to_predict
+from student_worker.students.base import Student
+from student_worker.students.causal_lm import CausalLMStudent
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What is to be evaluated, on what; `part` None is what is held out, else all there is."""
+
+    student: str
+    data: DataSpec
+    revision: str | None = None
+    part: Literal["train", "held_out"] | None = None
+    tokenizer: str | None = None
+    encoding: str = "auto"
+    device: str = "auto"
+
+
+@dataclass(frozen=True, slots=True)
+class Teacher:
+    """Who answers: a live service, or whatever else gives a `TeacherLogitsProvider`, and what it says of itself."""
+
+    provider: TeacherLogitsProvider
+    description: TeacherDescription
+
+
+def evaluate_student(question: Question, teacher: Teacher | None) -> dict[str, Any]:
+    """Return the report, as JSON holds it; `figures` in nats, perplexities exp of cross-entropies.
+
+    Raises:
+        ConfigurationError: a student, tokenizer, part or encoding that cannot be used.
+        DataError: a corpus that cannot be used, or with nothing to predict in it.
+        VocabularyMismatchError: a teacher whose tokenizer is another.
+        TeacherError: the teacher has no answer.
+    """
+    device = pick_device(question.device)
+    _check_no_run_folder(Path(question.student))
+    tokenizer = open_tokenizer(
+        question.tokenizer or question.student, None if question.tokenizer else question.revision
+    )
+    tokens = tokenizer_tokens(tokenizer)
+    size = len(tokens)
+    if teacher is not None:
+        size = _check_teacher(question, teacher.description, tokens)
+    prepared = prepare(question.data, tokenizer)
+    samples = _choose_part(prepared, question.part)
+    model = load_causal_lm(resolve_model(question.student, revision=question.revision), dtype="float32", device=device)
+    student = CausalLMStudent(model, tokenizer)
+    size = min(size, student.vocabulary_size)
+    check_token_ids(prepared.manifest.max_token_id, size)
+    report: dict[str, Any] = {
+        "version": __version__,
+        "student": question.student,
+        "student_parameters": student.num_parameters,
+        "teacher": teacher.description.model if teacher else None,
+        "teacher_weights": teacher.description.weights_fingerprint if teacher else None,
+        "data": {
+            "sources": list(question.data.sources),
+            "part": samples.name,
+            "samples": len(samples),
+            "tokens": samples.part.num_tokens,
+            "fingerprint": samples.fingerprint,
+        },
+        "vocabulary_size": size,
+        "encoding": None,
+        "device": str(device),
+    }
+    if teacher is None:
+        return {**report, "figures": evaluate_alone(student, samples, size).as_json()}
+    encoding = choose_encoding("eval_encoding", question.encoding, teacher.description, size)
+    figures = _beside_teacher(student, samples, size, teacher, encoding)
+    return {**report, "encoding": format_encoding(encoding), "figures": figures}
+
+
+def _beside_teacher(
+    student: Student, samples: PackedDataset, size: int, teacher: Teacher, encoding: Encoding
+) -> dict[str, Any]:
+    import torch
+
+    head: OutputHead | None = None
+    if isinstance(encoding, Hidden):
+        head = teacher.provider.output_head().to(dtype=torch.float32, device=student.device)
+    asking = Asking(encoding, 1.0, size, teacher.description.fingerprint, "bypass")
+    evaluation = Evaluator(samples, teacher.provider.answer, asking, 0, head).evaluate(student)
+    if evaluation is None:
+        raise nothing_to_predict(samples)
+    return evaluation.as_json()
+
+
+def _check_teacher(question: Question, teacher: TeacherDescription, tokens: tuple[str, ...]) -> int:
+    """Refuse, before any weight is loaded, what no evaluation could be made of; return N."""
+    choose_encoding("eval_encoding", question.encoding, teacher, teacher.vocabulary_size)
+    if question.data.block_size > teacher.limits.max_sequence_tokens:
+        raise RequestTooLongError(
+            f"block_size {question.data.block_size} is over the teacher's limit of "
+            f"{teacher.limits.max_sequence_tokens} tokens a sequence; lower it"
+        )
+    if not teacher.tokens:
+        return min(len(tokens), teacher.vocabulary_size)
+    return shared_vocabulary(teacher.tokens, tokens, teacher_head_size=teacher.vocabulary_size)
+
+
+def _check_no_run_folder(folder: Path) -> None:
+    if (folder / "export" / "config.json").is_file() and not (folder / "config.json").exists():
+        raise ConfigurationError(
+            f"student {str(folder)!r} is the folder of a run; name the student in it: {folder}/export"
+        )
+
+
+def _choose_part(prepared: Prepared, part: Literal["train", "held_out"] | None) -> PackedDataset:
+    if part == "held_out" and prepared.held_out is None:
+        raise ConfigurationError(
+            "part held_out: nothing is held out; give held_out_fraction, held_out_samples or held_out_sources, "
+            "or evaluate on all by dropping --part"
+        )
+    if part == "train" or prepared.held_out is None:
+        return prepared.train
+    return prepared.held_out
