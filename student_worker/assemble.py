@@ -27,8 +27,10 @@ from student_worker.network import split_address
 from student_worker.optimizer import StudentOptimizer
 from student_worker.prefetch import Key, PatientTeacher, Piece, Prefetcher
 from student_worker.preflight import Ready
+from student_worker.progress import report_progress
 from student_worker.recipe import Recipe
 from student_worker.schedule import Schedule
+from student_worker.shard_step import Objective
 from student_worker.state import WorkerState
 from student_worker.students.base import ModelCard
 
@@ -82,6 +84,7 @@ def make_group(recipe: Recipe, state: WorkerState, ready: Ready, stopping: threa
         device=ready.student.device,
         timeout_seconds=recipe.step_timeout_seconds,
         stopping=stopping,
+        on_commit=report_progress,
     )
 
 
@@ -126,6 +129,19 @@ def make_evaluator(recipe: Recipe, ready: Ready, patient: PatientTeacher, head: 
 def evaluates(recipe: Recipe, ready: Ready) -> bool:
     """Tell whether the run has anything held out, and looks at it."""
     return ready.prepared.held_out is not None and recipe.eval_steps != 0
+
+
+def make_objective(recipe: Recipe, ready: Ready, head: OutputHead | None) -> Objective:
+    """Return what is minimised."""
+    return Objective(
+        temperature=recipe.temperature,
+        alpha=recipe.alpha,
+        vocabulary_size=ready.vocabulary_size,
+        top_k_tail=recipe.top_k_tail,
+        output_head=head,
+        loss=recipe.loss,
+        jsd_beta=recipe.jsd_beta,
+    )
 
 
 def make_schedule(recipe: Recipe, ready: Ready) -> Schedule:

@@ -13,7 +13,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, wait
 from datetime import timedelta
 from typing import TYPE_CHECKING
@@ -74,6 +74,7 @@ class ElasticGroup(Group):
         quorum_timeout_seconds: how long a worker waits for a quorum, the lighthouse being there.
         quorum_retries: how often a lighthouse that is away is asked again.
         stopping: once it is set, the step under way is this worker's last.
+        on_commit: called with the number of committed steps after each.
 
     Raises:
         ConfigurationError: If the lighthouse's address cannot be used.
@@ -95,6 +96,7 @@ class ElasticGroup(Group):
         quorum_timeout_seconds: float = 30.0,
         quorum_retries: int = 50,
         stopping: threading.Event | None = None,
+        on_commit: Callable[[int], None] | None = None,
     ) -> None:
         # Both of torchft's halves write several lines for every step; failures are logged here, once.
         os.environ.setdefault("RUST_LOG", "warn")
@@ -115,6 +117,7 @@ class ElasticGroup(Group):
         self._calm = 0
         self._run = (run, token)
         self._established = False
+        self._on_commit = on_commit
         self._stopping = stopping or threading.Event()
         self._has_left = False
         self._collectives: ProcessGroupCollectives | None = None
@@ -240,6 +243,8 @@ class ElasticGroup(Group):
             self._failures = 0
             self._calm += 1
             self._established = True
+            if self._on_commit is not None:
+                self._on_commit(self._manager.current_step())
             if self._calm % CALM_STEPS == 0 and self._timeout > self._asked_timeout:
                 self._wait_up_to(max(self._timeout / 2, self._asked_timeout))
             return True

@@ -1,7 +1,7 @@
 """Several workers on one host: a lighthouse, one process each, one exit code.
 
-A worker that dies is started again, a few times, while the others go on; one that says that its configuration is
-wrong, or that a guard stopped it, ends all. Nothing outlives the launcher.
+A worker that dies is started again while the others go on, until it has died again and again without coming further;
+one that says that its configuration is wrong, or that a guard stopped it, ends all. Nothing outlives the launcher.
 
 Knows nothing of what a worker does: only its argument list, and the exit codes that every command has.
 """
@@ -19,14 +19,15 @@ from pathlib import Path
 from types import FrameType
 
 from stillhouse.processes import Child
+from student_worker import progress
 from student_worker.lighthouse import Lighthouse
 
 DONE, WRONG_INPUT, GUARD, INTERRUPTED = 0, 2, 3, 143
 FAILED = 1
 
 POLL_SECONDS = 0.05
-MAX_STARTS = 4
-"""Of each worker: the first, and three more after crashes."""
+MAX_CRASHES = 4
+"""Of one worker, in a row, without having come further in between: after so many it isn't started again."""
 GRACE_SECONDS = 60.0
 """From SIGTERM to SIGKILL: long enough to finish a step and write a checkpoint."""
 
@@ -36,20 +37,22 @@ INDEX_VARIABLE = "STUDENT_WORKER_INDEX"
 
 
 class _Worker:
-    """One place among the workers: the process that fills it now, and how often one was started."""
+    """One place among the workers: the process that fills it now, and how those before it ended."""
 
     def __init__(self, index: int, argv: Sequence[str], log_path: Path, environment: Mapping[str, str]) -> None:
         self.name = f"worker-{index}"
         self._argv = argv
         self._log_path = log_path
-        self._environment = environment
+        self._progress_path = log_path.with_suffix(".step")
+        self._progress_path.unlink(missing_ok=True)
+        self._environment = {**environment, progress.VARIABLE: str(self._progress_path.absolute())}
         self._log_position = log_path.stat().st_size if log_path.exists() else 0
-        self.starts = 0
+        self._furthest = -1
+        self.crashes = 0
         self.code: int | None = None
         self.start()
 
     def start(self) -> None:
-        self.starts += 1
         self.code = None
         self.child = Child(self.name, self._argv, self._log_path, self._environment)
 
@@ -60,10 +63,15 @@ class _Worker:
             code = self.child.stop(grace_seconds=0)
             # A worker that is told to end before it has set up its handlers ends by the signal itself.
             self.code = INTERRUPTED if code in (-signal.SIGTERM, -signal.SIGINT) else code
+            if self.has_crashed:
+                reached = progress.read_progress(self._progress_path)
+                self.crashes = 1 if reached > self._furthest else self.crashes + 1
+                self._furthest = max(reached, self._furthest)
         return self.code
 
-    def may_restart(self) -> bool:
-        return self.poll() not in (None, DONE, WRONG_INPUT, GUARD, INTERRUPTED) and self.starts < MAX_STARTS
+    @property
+    def has_crashed(self) -> bool:
+        return self.code not in (None, DONE, WRONG_INPUT, GUARD, INTERRUPTED)
 
     def new_lines(self) -> Iterator[str]:
         """Yield the lines written since the last call; the last one only when it is whole, or the worker has ended."""
@@ -88,9 +96,7 @@ def run_local(
     """Run `workers` processes of `argv` until the run is over, and return the exit code of the whole.
 
     Each worker finds `STUDENT_WORKER_INDEX` in its environment and, if there are several, `STUDENT_LIGHTHOUSE` and a
-    random `STUDENT_RUN_TOKEN`. The processor's cores are shared out between them through `OMP_NUM_THREADS`, unless
-    that is set: the number of threads is part of what makes two runs equal to the bit. SIGINT and SIGTERM are passed
-    on once, as SIGTERM; call it from the main thread.
+    random `STUDENT_RUN_TOKEN`. SIGINT and SIGTERM are passed on once, as SIGTERM; call it from the main thread.
 
     Args:
         workers: how many.
@@ -107,7 +113,7 @@ def run_local(
     """
     with contextlib.suppress(KeyboardInterrupt), contextlib.ExitStack() as stack:
         interrupted = stack.enter_context(_signals())
-        shared = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or str(_threads(workers)), **(environment or {})}
+        shared = dict(environment or {})
         if lighthouse is None and workers > 1:
             lighthouse = stack.enter_context(Lighthouse()).address
         if lighthouse is not None:
@@ -128,6 +134,7 @@ def run_local(
 
 def _watch(workers: list[_Worker], interrupted: list[int], say: Callable[[str], None]) -> int:
     """Start again what crashed, until the run is over or a signal came; return the exit code."""
+    given_up: list[_Worker] = []
     while not interrupted:
         for worker in workers:
             worker.poll()
@@ -138,9 +145,12 @@ def _watch(workers: list[_Worker], interrupted: list[int], say: Callable[[str], 
                 return fatal
         over = DONE in codes
         for worker in workers:
-            if not over and worker.may_restart():
-                say(f"{worker.name}: ended with {worker.poll()}; start {worker.starts + 1} of {MAX_STARTS}")
+            if not over and worker.has_crashed and worker.crashes < MAX_CRASHES:
+                say(f"{worker.name}: ended with {worker.code}, and is started again")
                 worker.start()
+            elif not over and worker.has_crashed and worker not in given_up:
+                given_up.append(worker)
+                say(f"{worker.name}: ended with {worker.code}, {MAX_CRASHES} times without coming further; given up")
         if all(worker.poll() is not None for worker in workers):
             return DONE if over else INTERRUPTED if INTERRUPTED in codes else FAILED
         time.sleep(POLL_SECONDS)
@@ -169,10 +179,6 @@ def _echo(worker: _Worker, say: Callable[[str], None]) -> None:
 def _to_standard_error(line: str) -> None:
     sys.stderr.write(f"{line}\n")
     sys.stderr.flush()
-
-
-def _threads(workers: int) -> int:
-    return max(1, len(os.sched_getaffinity(0)) // workers)
 
 
 @contextlib.contextmanager
