@@ -27,6 +27,7 @@ from student_worker import assemble
 from student_worker.app import HttpServer, bind, build_app
 from student_worker.callbacks.best import Best
 from student_worker.checkpoint import save_checkpoint
+from student_worker.determinism import only_deterministic_kernels
 from student_worker.elastic import GroupLostError
 from student_worker.journal import SAMPLES_FILE, Journal, write_result
 from student_worker.metrics import WorkerMetrics
@@ -36,7 +37,6 @@ from student_worker.prefetch import Interrupted, PatientTeacher
 from student_worker.preflight import Ready, identity, prepare_run
 from student_worker.recipe import Recipe
 from student_worker.reduction import gradient_sum
-from student_worker.shard_step import Objective
 from student_worker.state import WorkerState
 from student_worker.threads import settle_threads
 from student_worker.trainer import Trainer
@@ -58,6 +58,8 @@ def run(recipe: Recipe) -> int:
     configure_logging(worker=recipe.worker_index)
     silence_transformers()
     settle_threads(recipe)
+    if recipe.full_determinism:
+        only_deterministic_kernels()
     stopping = threading.Event()
     with ExitStack() as open_parts, stop_on_signals(stopping):
         try:
@@ -137,7 +139,7 @@ class _Run:
                 evaluator=assemble.make_evaluator(recipe, ready, self._teacher, head),
                 group=self._open_parts.enter_context(assemble.make_group(recipe, state, ready, self._stopping)),
                 tree=gradient_sum(recipe.reduction, recipe.micro_shards, n, device),
-                objective=Objective(recipe.temperature, recipe.alpha, ready.vocabulary_size, recipe.top_k_tail, head),
+                objective=assemble.make_objective(recipe, ready, head),
                 schedule=assemble.make_schedule(recipe, ready),
                 cadence=cadence,
                 view=assemble.make_view(recipe, state, cadence),
@@ -151,6 +153,7 @@ class _Run:
                 seed=recipe.seed,
                 prefetch_steps=recipe.prefetch_steps,
                 autocast=recipe.precision == "bfloat16",
+                part_size=recipe.per_device_train_batch_size,
             )
         )
         announce(recipe, self._server.address)
