@@ -10,11 +10,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
+from torch import Tensor
 
 from stillhouse.data import Sample
-from stillhouse.kd import kd_loss_and_gradient
+from stillhouse.kd import LossAndGradient, cross_entropy_and_gradient, kd_loss_and_gradient
 from stillhouse.kd.divergences import DivergenceName
 from stillhouse.kd.teacher import TopKTail
 from stillhouse.payloads import OutputHead, Payload, concatenate
@@ -41,12 +43,17 @@ class Objective:
     loss: DivergenceName = "forward_kl"
     jsd_beta: float = 0.5
 
+    @property
+    def asks_teacher(self) -> bool:
+        """Whether anything is learnt from the teacher: nobody is asked where cross-entropy has all the weight."""
+        return self.alpha < 1
+
 
 @dataclass(frozen=True, slots=True)
 class ShardLoss:
     """A share of the global batch's loss: the shares of all micro-shards, and of their parts, add up to it.
 
-    `kl` is the objective's divergence, whichever it is, with its T^2.
+    `kl` is the objective's divergence, whichever it is, with its T^2; NaN where no teacher was asked.
     """
 
     loss: float
@@ -83,7 +90,7 @@ def shard_gradient(
     Args:
         student: whose parameters' gradients are added to.
         samples: those of the shard, in order.
-        payloads: one for each of them that has a row, in the same order.
+        payloads: one for each of them that has a row, in the same order; none where the objective asks nobody.
         objective: what is minimised.
         counts: of the global batch.
         seed: the run's.
@@ -96,7 +103,7 @@ def shard_gradient(
         ValueError: logits that are not finite where they count.
     """
     taught = sum(bool(sample.mask.any()) for sample in samples)
-    if len(payloads) != taught:
+    if objective.asks_teacher and len(payloads) != taught:
         raise ValueError(f"a micro-shard of {taught} samples that are learnt from came with {len(payloads)} answers")
     total = NO_LOSS
     for part, (some, answers) in enumerate(_parts(samples, payloads, part_size or len(samples))):
@@ -112,7 +119,7 @@ def _parts(
     answers = iter(payloads)
     for start in range(0, len(samples), size):
         part = samples[start : start + size]
-        yield part, tuple(next(answers) for sample in part if sample.mask.any())
+        yield part, tuple(islice(answers, sum(bool(sample.mask.any()) for sample in part)))
 
 
 def backward(
@@ -134,7 +141,7 @@ def backward(
     """
     if batch.num_rows == 0:
         return NO_LOSS
-    teacher = concatenate(payloads)
+    teacher = concatenate(payloads) if objective.asks_teacher else None
     batch = batch.to(student.device)
     student.module.train()
     cuda = [student.device] if student.device.type == "cuda" else []
@@ -146,21 +153,31 @@ def backward(
         for start in range(0, batch.num_rows, CHUNK_ROWS):
             stop = min(start + CHUNK_ROWS, batch.num_rows)
             logits = student.head(leaf[start:stop])
-            part = kd_loss_and_gradient(
-                logits.detach(),
-                slice_rows(teacher, start, stop),
-                batch.labels[start:stop],
-                temperature=objective.temperature,
-                alpha=objective.alpha,
-                num_valid=counts.num_valid,
-                num_labelled=counts.num_labelled,
-                vocabulary_size=objective.vocabulary_size,
-                output_head=objective.output_head,
-                top_k_tail=objective.top_k_tail,
-                loss=objective.loss,
-                jsd_beta=objective.jsd_beta,
-            )
+            answer = None if teacher is None else slice_rows(teacher, start, stop)
+            part = _loss(logits.detach(), answer, batch.labels[start:stop], objective, counts)
             torch.autograd.backward(logits, part.gradient)
             total += ShardLoss(part.loss, part.cross_entropy, part.kl)
         torch.autograd.backward(states, leaf.grad)
     return total
+
+
+def _loss(
+    logits: Tensor, answer: Payload | None, labels: Tensor, objective: Objective, counts: Counts
+) -> LossAndGradient:
+    size = objective.vocabulary_size
+    if answer is None:
+        return cross_entropy_and_gradient(logits, labels, num_labelled=counts.num_labelled, vocabulary_size=size)
+    return kd_loss_and_gradient(
+        logits,
+        answer,
+        labels,
+        temperature=objective.temperature,
+        alpha=objective.alpha,
+        num_valid=counts.num_valid,
+        num_labelled=counts.num_labelled,
+        vocabulary_size=size,
+        output_head=objective.output_head,
+        top_k_tail=objective.top_k_tail,
+        loss=objective.loss,
+        jsd_beta=objective.jsd_beta,
+    )

@@ -5,7 +5,7 @@ answer comes in, `step` the two protocols, `batch` a transformers batch. `alpha`
 `1 - alpha` weighs KL, everywhere: other tools use the opposite.
 """
 
-from stillhouse.kd.api import kd_logit_gradient, kd_loss, kd_loss_and_gradient
+from stillhouse.kd.api import cross_entropy_and_gradient, kd_logit_gradient, kd_loss, kd_loss_and_gradient
 from stillhouse.kd.batch import causal_lm_kd_loss
 from stillhouse.kd.loss import LossAndGradient
 from stillhouse.kd.rows import NO_LABEL
@@ -15,6 +15,7 @@ __all__ = [
     "NO_LABEL",
     "LossAndGradient",
     "causal_lm_kd_loss",
+    "cross_entropy_and_gradient",
     "kd_logit_gradient",
     "kd_loss",
     "kd_loss_and_gradient",

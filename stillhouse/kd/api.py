@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from stillhouse.errors import VocabularyMismatchError
 from stillhouse.kd import checks
 from stillhouse.kd.divergences import DivergenceName
-from stillhouse.kd.loss import LossAndGradient, Part, clear_uncounted, compute, make_part, unaveraged
+from stillhouse.kd.loss import LossAndGradient, Part, check_logits, clear_uncounted, compute, make_part, unaveraged
 from stillhouse.kd.options import Options
 from stillhouse.kd.teacher import TopKTail
 from stillhouse.payloads import OutputHead, Payload
@@ -77,6 +79,35 @@ def kd_loss_and_gradient(
     terms = compute([part], [gradient], options, num_valid=valid, num_labelled=labelled)
     clear_uncounted(gradient, part.rows, part.width)
     return LossAndGradient(terms.loss, terms.cross_entropy, terms.kl, gradient, valid, labelled)
+
+
+def cross_entropy_and_gradient(
+    student_logits: Tensor,
+    labels: checks.Labels,
+    *,
+    num_labelled: int | None = None,
+    vocabulary_size: int | None = None,
+    out: Tensor | None = None,
+) -> LossAndGradient:
+    """Return the cross-entropy of R predictions and its exact gradient: what alpha = 1 comes to, with nobody asked.
+
+    Arguments, result and errors as those of `kd_loss_and_gradient`; `kl` is NaN, since no teacher has told it.
+    """
+    checks.check_vocabulary_size(vocabulary_size)
+    check_logits("student_logits", student_logits)
+    rows, width = torch.arange(len(student_logits)), vocabulary_size or student_logits.shape[1]
+    if width > student_logits.shape[1]:
+        raise VocabularyMismatchError(
+            f"vocabulary_size {width} is more than the student's {student_logits.shape[1]} logits"
+        )
+    label_ids = checks.check_labels(labels, len(rows))
+    checks.check_label_range(label_ids, width)
+    part = Part(student_logits, None, label_ids, rows, rows, width)
+    labelled = checks.check_denominator("num_labelled", num_labelled, part.num_labelled)
+    gradient = _gradient_like(student_logits, out)
+    terms = compute([part], [gradient], Options(1.0, 1.0), num_valid=len(rows), num_labelled=labelled)
+    clear_uncounted(gradient, rows, width)
+    return LossAndGradient(terms.cross_entropy, terms.cross_entropy, math.nan, gradient, len(rows), labelled)
 
 
 def kd_logit_gradient(
