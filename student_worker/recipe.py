@@ -173,8 +173,8 @@ class Recipe(Strict):
     )
     metric_for_best_model: Literal["loss", "kl", "cross_entropy"] = Field(
         "loss",
-        description="Which held-out figure the best checkpoint has lowest; loss is alpha * cross_entropy + "
-        "(1 - alpha) * kl.",
+        description="Which held-out figure the best checkpoint has lowest, all at T = 1: loss is what is minimised, "
+        "its divergence included; kl is always KL(teacher || student).",
     )
     load_best_model_at_end: bool = Field(
         False, description="Export the weights of the best held-out evaluation instead of the last ones."

@@ -91,12 +91,13 @@ def check_together(recipe: Recipe) -> None:
         raise ValueError(f"{' and '.join(named)} all say how long to train; give one")
     _check_batch(recipe)
     _check_steps(recipe)
-    if recipe.loss != "forward_kl" and recipe.encoding != AUTO:
-        encoding = parse_encoding(recipe.encoding)
-        if not isinstance(encoding, Dense | Hidden):
+    for key in ("encoding", "eval_encoding"):
+        text = getattr(recipe, key)
+        is_whole = text == AUTO or isinstance(parse_encoding(text), Dense | Hidden)
+        if recipe.loss != "forward_kl" and not is_whole:
             raise ValueError(
-                f"loss {recipe.loss} needs the teacher's whole distribution, which encoding {recipe.encoding} does not "
-                "tell; give encoding: auto, dense or hidden"
+                f"loss {recipe.loss} needs the teacher's whole distribution, which {key} {text} does not tell; "
+                f"give {key}: auto, dense or hidden"
             )
     for key, words in unused_keys(recipe).items():
         if key in recipe.model_fields_set and getattr(recipe, key) not in _OFF:
