@@ -12,6 +12,7 @@ import torch
 from stillhouse.encoding_text import format_encoding
 from stillhouse.encodings import Hidden
 from stillhouse.errors import ConfigurationError
+from stillhouse.kd.divergences import Divergence
 from stillhouse.payloads import OutputHead
 from stillhouse.providers import TeacherLogitsProvider
 from stillhouse.version import __version__
@@ -100,6 +101,8 @@ def make_prefetcher(recipe: Recipe, ready: Ready, patient: PatientTeacher, stopp
     bytes_of_row = row_bytes(ready.asking.encoding, ready.vocabulary_size, ready.teacher.hidden_size)
 
     def piece(key: Key) -> Piece:
+        if recipe.alpha == 1:
+            return Piece(None, 0)  # cross-entropy alone: there is nothing to ask
         request = ready.asking.request(ready.steps.shard(*key))
         return Piece(request if request.sequences else None, request.num_positions * bytes_of_row)
 
@@ -118,12 +121,23 @@ def fetch_head(ready: Ready, client: TeacherLogitsProvider, patient: PatientTeac
     return head.to(dtype=torch.float32, device=ready.student.device)
 
 
-def make_evaluator(recipe: Recipe, ready: Ready, patient: PatientTeacher, head: OutputHead | None) -> Evaluator | None:
+def make_evaluator(
+    recipe: Recipe, ready: Ready, patient: PatientTeacher, head: OutputHead | None, stopping: threading.Event
+) -> Evaluator | None:
     """Return what evaluates on the held-out part, None where there is none or it is never wanted."""
     if ready.prepared.held_out is None or not evaluates(recipe, ready):
         return None
     asking = replace(ready.asking, encoding=ready.eval_encoding, temperature=1.0, cache_mode="bypass")
-    return Evaluator(ready.prepared.held_out, patient.answer, asking, recipe.eval_memory_bytes, head, recipe.alpha)
+    return Evaluator(
+        ready.prepared.held_out,
+        patient.answer,
+        asking,
+        recipe.eval_memory_bytes,
+        head,
+        recipe.alpha,
+        Divergence(recipe.loss, recipe.jsd_beta),
+        stopping,
+    )
 
 
 def evaluates(recipe: Recipe, ready: Ready) -> bool:

@@ -7,60 +7,30 @@ training answers out; they stay in this worker's memory where they fit.
 
 from __future__ import annotations
 
-import math
+import threading
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor
 
 from stillhouse.data import PackedDataset, Sample
+from stillhouse.encoding_text import format_encoding
 from stillhouse.encodings import Candidates, Dense, Encoding, Hidden, Sampled, TopK
-from stillhouse.kd import kd_loss_and_gradient
-from stillhouse.payloads import DenseLogits, HiddenStates, OutputHead, Payload, TopKLogits, concatenate
+from stillhouse.errors import ConfigurationError
+from stillhouse.kd import LossAndGradient, kd_loss_and_gradient
+from stillhouse.kd.divergences import FORWARD_KL, Divergence
+from stillhouse.payloads import DenseLogits, HiddenStates, OutputHead, Payload, concatenate
 from stillhouse.providers import Answer
 from stillhouse.request import LogitsRequest
-from student_worker.batches import NO_LABEL, Asking, Batch, make_batch
+from student_worker.batches import Asking, Batch, make_batch
 from student_worker.failpoints import fail_point
+from student_worker.figures import Evaluation, Sums
 from student_worker.payload_rows import slice_rows
+from student_worker.prefetch import Interrupted
 from student_worker.shard_step import CHUNK_ROWS
 from student_worker.students.base import Student
 
 SAMPLES_PER_REQUEST = 8
-
-
-@dataclass(frozen=True, slots=True)
-class Evaluation:
-    """Means over the held-out rows, in nats; perplexities are exp of cross-entropies.
-
-    `loss` is the run's objective at T = 1, `kl` is the divergence there (with TOP_K, of head and tail bucket:
-    a lower bound), `agreement` how often both have the same first choice. The teacher's own figures are None where its
-    encoding does not tell them, and those of the labels where no row has one.
-    """
-
-    loss: float
-    kl: float
-    agreement: float
-    cross_entropy: float | None
-    perplexity: float | None
-    cross_entropy_teacher: float | None
-    perplexity_teacher: float | None
-    num_rows: int
-
-    def as_json(self) -> dict[str, float | int | None]:
-        """Return the figures by name."""
-        return asdict(self)
-
-
-@dataclass(slots=True)
-class _Sums:
-    kl: float = 0.0
-    agreed: int = 0
-    cross_entropy: float = 0.0
-    cross_entropy_teacher: float = 0.0
-    rows: int = 0
-    labelled: int = 0
-    teacher_known: bool = True
 
 
 class Evaluator:
@@ -72,7 +42,12 @@ class Evaluator:
         asking: how to ask: at T = 1, for dense logits, hidden states or a top-k.
         max_bytes: answers are remembered when all of them fit in so many bytes.
         head: what hidden states are rebuilt with, on the student's device.
-        alpha: weighs cross-entropy in `loss`; `1 - alpha` weighs KL.
+        alpha: weighs cross-entropy in `loss`; `1 - alpha` weighs the divergence.
+        divergence: the objective's; the KL is told beside it.
+        stopping: set when the run is to end; an evaluation under way is given up then.
+
+    Raises:
+        ConfigurationError: the divergence needs the teacher's whole distribution, and the encoding does not tell it.
     """
 
     def __init__(
@@ -83,8 +58,17 @@ class Evaluator:
         max_bytes: int,
         head: OutputHead | None = None,
         alpha: float = 0.0,
+        divergence: Divergence = FORWARD_KL,
+        stopping: threading.Event | None = None,
     ) -> None:
+        if divergence.name != "forward_kl" and not isinstance(asking.encoding, Dense | Hidden):
+            raise ConfigurationError(
+                f"eval_encoding {format_encoding(asking.encoding)!r} does not tell the teacher's whole distribution, "
+                f"which loss {divergence.name} needs; write auto, dense or hidden"
+            )
+        self._stopping = stopping
         self._alpha = alpha
+        self._divergence = divergence
         self._samples = [sample for sample in (held_out[i] for i in range(len(held_out))) if sample.mask.any()]
         self._answer = answer
         self._asking = asking
@@ -100,14 +84,18 @@ class Evaluator:
 
         Raises:
             TeacherError: the teacher has no answer.
+            ValueError: the student's logits are not finite.
+            Interrupted: the run is to stop.
         """
-        sums = _Sums()
+        sums = Sums()
         student.module.eval()
         for batch, teacher in self._batches():
             with torch.no_grad():
                 self._add(sums, student, batch.to(student.device), teacher)
             fail_point("mid-evaluation", step)
-        return _means(sums, self._alpha)
+            if self._stopping is not None and self._stopping.is_set():
+                raise Interrupted
+        return sums.means(self._alpha)
 
     def _batches(self) -> Iterator[tuple[Batch, Payload]]:
         for start in range(0, len(self._samples), SAMPLES_PER_REQUEST):
@@ -128,34 +116,33 @@ class Evaluator:
             return DenseLogits(self._head.logits(payload.hidden, self._vocabulary_size))
         return payload
 
-    def _add(self, sums: _Sums, student: Student, batch: Batch, teacher: Payload) -> None:
+    def _add(self, sums: Sums, student: Student, batch: Batch, teacher: Payload) -> None:
         states = student.row_states(batch)
         for start in range(0, batch.num_rows, CHUNK_ROWS):
             stop = min(start + CHUNK_ROWS, batch.num_rows)
-            logits = student.head(states[start:stop]).float()
+            logits = student.head(states[start:stop]).float()[:, : self._vocabulary_size]
             part, labels = self._rebuilt(slice_rows(teacher, start, stop)), batch.labels[start:stop]
-            # With denominators of 1 the two terms are the sums over these rows.
-            terms = kd_loss_and_gradient(
-                logits,
-                part,
-                labels,
-                temperature=1.0,
-                alpha=0.0,
-                num_valid=1,
-                num_labelled=1,
-                vocabulary_size=self._vocabulary_size,
-            )
-            labelled = labels != NO_LABEL
+            terms = self._terms(logits, part, labels, FORWARD_KL)
             sums.kl += terms.kl
             sums.cross_entropy += terms.cross_entropy
-            sums.rows += stop - start
-            sums.labelled += int(labelled.sum())
-            first_choice = logits[:, : self._vocabulary_size].argmax(-1).cpu()
-            sums.agreed += int((first_choice == _first_choices(part)).sum())
-            if isinstance(part, DenseLogits):
-                sums.cross_entropy_teacher += _cross_entropy(part.logits, labels.cpu())
-            else:
-                sums.teacher_known = False
+            forward = self._divergence.name == "forward_kl"
+            sums.divergence += (terms if forward else self._terms(logits, part, labels, self._divergence)).kl
+            sums.add(logits, part, labels)
+
+    def _terms(self, logits: Tensor, teacher: Payload, labels: Tensor, divergence: Divergence) -> LossAndGradient:
+        """Return the two terms: with denominators of 1 they are the sums over these rows."""
+        return kd_loss_and_gradient(
+            logits,
+            teacher,
+            labels,
+            temperature=1.0,
+            alpha=0.0,
+            num_valid=1,
+            num_labelled=1,
+            vocabulary_size=self._vocabulary_size,
+            loss=divergence.name,
+            jsd_beta=divergence.beta,
+        )
 
 
 def row_bytes(encoding: Encoding, vocabulary_size: int, hidden_size: int) -> int:
@@ -172,41 +159,3 @@ def row_bytes(encoding: Encoding, vocabulary_size: int, hidden_size: int) -> int
             return len(ids) * value + 16
         case Sampled(draws=draws):
             return min(draws, vocabulary_size) * 8 + 12
-
-
-def _first_choices(payload: Payload) -> Tensor:
-    match payload:
-        case DenseLogits(logits):
-            return logits.argmax(-1).cpu()
-        case TopKLogits(token_ids=token_ids):
-            return token_ids[:, 0].long().cpu()
-        case _:
-            raise TypeError(f"{type(payload).__name__} does not tell the first choice; evaluate with dense or top_k")
-
-
-def _cross_entropy(logits: Tensor, labels: Tensor) -> float:
-    return float(
-        torch.nn.functional.cross_entropy(logits.cpu().float(), labels, ignore_index=NO_LABEL, reduction="sum")
-    )
-
-
-def _means(sums: _Sums, alpha: float) -> Evaluation | None:
-    if sums.rows == 0:
-        return None
-    student = sums.cross_entropy / sums.labelled if sums.labelled else None
-    teacher = sums.cross_entropy_teacher / sums.labelled if sums.labelled and sums.teacher_known else None
-    return Evaluation(
-        loss=alpha * (student or 0.0) + (1 - alpha) * sums.kl / sums.rows,
-        kl=sums.kl / sums.rows,
-        agreement=sums.agreed / sums.rows,
-        cross_entropy=student,
-        perplexity=_exp(student),
-        cross_entropy_teacher=teacher,
-        perplexity_teacher=_exp(teacher),
-        num_rows=sums.rows,
-    )
-
-
-def _exp(value: float | None) -> float | None:
-    """Return exp, kept within what JSON can hold: an untrained student's can be beyond a float."""
-    return None if value is None else math.exp(min(value, 700.0))

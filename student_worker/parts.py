@@ -10,7 +10,8 @@ from typing import Literal, Protocol
 from student_worker.cadence import Cadence
 from student_worker.callbacks import Callback, RunView
 from student_worker.callbacks.best import Best, BestSoFar
-from student_worker.evaluate import Evaluation, Evaluator
+from student_worker.evaluate import Evaluator
+from student_worker.figures import Evaluation
 from student_worker.group import Group
 from student_worker.journal import Journal
 from student_worker.kept_mass import KeptMass

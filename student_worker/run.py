@@ -136,7 +136,7 @@ class _Run:
                 state=state,
                 steps=ready.steps,
                 prefetcher=prefetcher,
-                evaluator=assemble.make_evaluator(recipe, ready, self._teacher, head),
+                evaluator=assemble.make_evaluator(recipe, ready, self._teacher, head, self._stopping),
                 group=self._open_parts.enter_context(assemble.make_group(recipe, state, ready, self._stopping)),
                 tree=gradient_sum(recipe.reduction, recipe.micro_shards, n, device),
                 objective=assemble.make_objective(recipe, ready, head),

@@ -9,7 +9,7 @@ import structlog
 
 from student_worker.cadence import Cadence
 from student_worker.callbacks.base import Callback, RunView, StepRecord
-from student_worker.evaluate import Evaluation
+from student_worker.figures import Evaluation
 from student_worker.journal import Journal
 
 _log = structlog.get_logger(__name__)

@@ -11,7 +11,7 @@ import pytest
 from stillhouse.errors import ConfigurationError
 from student_worker.app import HttpServer, bind, build_app
 from student_worker.callbacks import RunView, StepRecord
-from student_worker.evaluate import Evaluation
+from student_worker.figures import Evaluation
 from student_worker.metrics import WorkerMetrics
 
 
@@ -50,7 +50,7 @@ def test_metrics_have_the_names_that_dashboards_use(server: HttpServer, metrics:
     metrics.membership(2)
     run = RunView(Path(), "run", 1, 5, is_first=True)
     metrics.on_step_end(run, StepRecord(1, 1.5, 2.0, 1.0, 1e-3, 1.0, 512, 2048.0, 0.125, 0.25, 2))
-    metrics.on_evaluate(run, Evaluation(1.25, 0.5, 0.75, None, None, None, None, 7))
+    metrics.on_evaluate(run, Evaluation(1.25, 0.5, 0.75, None, None, None, None, None, None, 7))
     metrics.healed()
     metrics.uncommitted()
     text = httpx.get(f"{server.address}/metrics").text

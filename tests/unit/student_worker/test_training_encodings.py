@@ -18,7 +18,8 @@ from student_worker.batches import Asking
 from student_worker.cadence import Cadence
 from student_worker.callbacks import RunView
 from student_worker.callbacks.lines import Lines
-from student_worker.evaluate import Evaluation, Evaluator
+from student_worker.evaluate import Evaluator
+from student_worker.figures import Evaluation
 from student_worker.group import SoloGroup
 from student_worker.journal import Journal
 from student_worker.optimizer import StudentOptimizer
