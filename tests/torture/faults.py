@@ -80,8 +80,10 @@ def swap(redis: RedisProcess) -> int:
 async def nonsense_on(port: int, answers: Sequence[bytes]) -> AsyncIterator[list[bytes]]:
     """Answer whatever is said on a port with these bytes, one after the other; yields what was said."""
     heard: list[bytes] = []
+    writers: list[asyncio.StreamWriter] = []
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writers.append(writer)
         with suppress(OSError):
             while data := await reader.read(65536):
                 writer.write(answers[len(heard) % len(answers)])
@@ -91,6 +93,11 @@ async def nonsense_on(port: int, answers: Sequence[bytes]) -> AsyncIterator[list
 
     async with await asyncio.start_server(answer, "127.0.0.1", port):
         yield heard
+    # Those that the service still holds open: none may outlive the test's loop.
+    for writer in writers:
+        writer.close()
+        with suppress(OSError):
+            await writer.wait_closed()
 
 
 def _garbage(draw: random.Random) -> bytes:
