@@ -28,17 +28,26 @@ from student_worker.students.base import Student
 Status = Literal["done", "stopped", "interrupted", "failed"]
 
 
-class Save(Protocol):
-    """Writes a checkpoint of the weights as they are."""
+class Saving(Protocol):
+    """Writes checkpoints of the weights as they are; called by the first worker alone."""
 
-    def __call__(self, best: Best | None = None) -> str | None:
-        """Return where it stands, None where there was nothing to write; `best` if these weights are the best."""
+    def save(self, best: Best | None) -> None:
+        """Write one, or begin to; `best` if these weights are the best so far. One that is there stays as it is."""
+
+    def saved(self, *, wait: bool = False) -> Sequence[str]:
+        """Return where those stand that have become complete since the last call; `wait` for those under way."""
 
 
-def save_nothing(best: Best | None = None) -> str | None:
-    """Write no checkpoint."""
-    del best
-    return None
+class SavesNothing:
+    """Writes no checkpoint."""
+
+    def save(self, best: Best | None) -> None:
+        """Write none."""
+
+    def saved(self, *, wait: bool = False) -> Sequence[str]:
+        """There is none."""
+        del wait
+        return ()
 
 
 @dataclass(slots=True)
@@ -61,7 +70,7 @@ class Parts:
     metrics: WorkerMetrics = field(default_factory=WorkerMetrics)
     callbacks: Sequence[Callback] = ()
     """Called in this order, after `metrics` and `best`."""
-    save: Save = save_nothing
+    saving: Saving = field(default_factory=SavesNothing)
     best: BestSoFar | None = None
     sample_log: Journal | None = None
     max_loss: float | None = None

@@ -25,18 +25,17 @@ from stillhouse.models import pick_device, silence_transformers
 from stillhouse.version import __version__
 from student_worker import assemble
 from student_worker.app import HttpServer, bind, build_app
-from student_worker.callbacks.best import Best
-from student_worker.checkpoint import save_checkpoint
 from student_worker.determinism import only_deterministic_kernels
 from student_worker.elastic import GroupLostError
 from student_worker.journal import SAMPLES_FILE, Journal, write_result
 from student_worker.metrics import WorkerMetrics
-from student_worker.output import announce, check_output_dir, claim, read_evaluations, resume, wait_for_siblings
+from student_worker.output import announce, check_output_dir, claim, read_evaluations, wait_for_siblings
 from student_worker.parts import Outcome, Parts
 from student_worker.prefetch import Interrupted, PatientTeacher
 from student_worker.preflight import Ready, identity, prepare_run
 from student_worker.recipe import Recipe
 from student_worker.reduction import gradient_sum
+from student_worker.saving import RunSaving, open_store
 from student_worker.state import WorkerState
 from student_worker.threads import settle_threads
 from student_worker.trainer import Trainer
@@ -97,7 +96,6 @@ class _Run:
         self._metrics = WorkerMetrics()
         self._is_training = threading.Event()
         self._began = time.time()
-        self._saved: int | None = None
         port = recipe.http_port + recipe.worker_index if recipe.http_port else 0
         app = build_app(self._metrics.registry, self._is_training.is_set)
         self._server = HttpServer(app, bind(recipe.http_host, port))
@@ -121,7 +119,10 @@ class _Run:
         claim(recipe, state.identity)
         head = assemble.fetch_head(ready, self._client, self._teacher)
         assemble.warm_up(recipe, ready)
-        self._saved = resume(recipe, state)
+        best = assemble.make_best(recipe, ready)
+        saving = RunSaving(open_store(recipe), state, best.metric if best else None)
+        self._open_parts.callback(saving.close)
+        saving.resume(goes_on=recipe.resume or recipe.lighthouse is not None)
         if recipe.export_initial and state.step == 0 and recipe.worker_index == 0:
             ready.student.export(recipe.output_dir / "initial", assemble.model_card(recipe, ready, 0))
         prefetcher = assemble.make_prefetcher(recipe, ready, self._teacher, self._stopping)
@@ -146,8 +147,8 @@ class _Run:
                 stopping=self._stopping,
                 metrics=self._metrics,
                 callbacks=callbacks,
-                save=lambda best=None: self._save(state, best),
-                best=assemble.make_best(recipe, ready),
+                saving=saving,
+                best=best,
                 sample_log=Journal(recipe.output_dir, SAMPLES_FILE) if recipe.sample_log else None,
                 max_loss=recipe.max_loss,
                 seed=recipe.seed,
@@ -165,20 +166,9 @@ class _Run:
             outcome = trainer.run()
         except (GuardError, TeacherError):
             if trainer.outcome.is_first:
-                self._save(state)
+                saving.save()
             raise
-        return self._end(ready, state, outcome)
-
-    def _save(self, state: WorkerState, best: Best | None = None) -> str | None:
-        del best
-        if state.step in (0, self._saved):
-            return None
-        tensors, metadata = state.state()
-        limit = self._recipe.save_total_limit
-        written = save_checkpoint(self._recipe.output_dir, state.step, tensors, metadata, keep_last=limit)
-        self._saved = state.step
-        _log.info("checkpoint", step=state.step)
-        return str(written)
+        return self._end(ready, state, outcome, saving)
 
     def _say_start(self, ready: Ready, state: WorkerState) -> None:
         _log.info(
@@ -196,15 +186,18 @@ class _Run:
             steps=ready.num_steps,
         )
 
-    def _end(self, ready: Ready, state: WorkerState, outcome: Outcome) -> int:
+    def _end(self, ready: Ready, state: WorkerState, outcome: Outcome, saving: RunSaving) -> int:
         """Write what the run came to: the first worker writes, the others only leave."""
         if not outcome.is_first:
             return EXIT_INTERRUPTED if outcome.interrupted else EXIT_DONE
-        self._save(state)
+        saving.save()
+        saving.saved(wait=True)
+        result = self._result(ready, state, outcome) | {"best": saving.best()}
         if not outcome.interrupted:
-            card = assemble.model_card(self._recipe, ready, state.step)
-            ready.student.export(self._recipe.output_dir / "export", card)
-        write_result(self._recipe.output_dir, self._result(ready, state, outcome))
+            step = saving.load_best() if self._recipe.load_best_model_at_end else state.step
+            ready.student.export(self._recipe.output_dir / "export", assemble.model_card(self._recipe, ready, step))
+            result["exported_step"] = step
+        write_result(self._recipe.output_dir, result)
         return EXIT_INTERRUPTED if outcome.interrupted else EXIT_DONE
 
     def _result(self, ready: Ready, state: WorkerState, outcome: Outcome) -> dict[str, Any]:

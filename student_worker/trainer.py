@@ -68,23 +68,30 @@ class Trainer:
                 samples, a changed teacher, a callback that failed.
             TeacherError: the teacher has no answer.
         """
-        parts = self._parts
-        status: Status | None = None
+        parts, outcome = self._parts, self.outcome
         try:
-            parts.view.step = parts.state.step
+            status = self._loop()
+            if parts.view.is_first:
+                parts.saving.save(None)
+            self._tell_saved(wait=True)
+            outcome.status, outcome.reason = status, self._hooks.stop if status == "stopped" else None
+        finally:
+            outcome.step = parts.state.step
+            self._hooks.end(outcome.status)
+        return outcome
+
+    def _loop(self) -> Status:
+        parts = self._parts
+        parts.view.step = parts.state.step
+        try:
             self._hooks.call("on_train_begin")
             self._evaluate()
             while (status := self._status()) is None:
                 fail_point("between-steps", parts.state.step)
                 self._step()
         except Interrupted:
-            status = "interrupted"
-        finally:
-            self.outcome.step = parts.state.step
-            self.outcome.status = status or "failed"
-            self.outcome.reason = self._hooks.stop if status == "stopped" else None
-            self._hooks.end(self.outcome.status)
-        return self.outcome
+            return "interrupted"
+        return status
 
     def _status(self) -> Status | None:
         """Return what the run has come to, None while it goes on."""
@@ -219,6 +226,7 @@ class Trainer:
         self._hooks.call("on_step_end", record)
         self._evaluate()
         self._save_if_due()
+        self._tell_saved()
 
     def _guard(self, gradient: Tensor, losses: ShardLoss, reason: str) -> None:
         step, ceiling = self._parts.state.step + 1, self._parts.max_loss
@@ -270,7 +278,11 @@ class Trainer:
         if best is None and not parts.cadence.save_at(step):
             return
         began = time.monotonic()
-        if parts.view.is_first and (address := parts.save(best)) is not None:
-            self._hooks.call("on_save", address)
+        if parts.view.is_first:
+            parts.saving.save(best)
         self.outcome.save_seconds = time.monotonic() - began
         parts.metrics.checkpoint_seen()
+
+    def _tell_saved(self, *, wait: bool = False) -> None:
+        for address in self._parts.saving.saved(wait=wait):
+            self._hooks.call("on_save", address)

@@ -31,7 +31,7 @@ from student_worker.evaluate import Evaluator
 from student_worker.group import SoloGroup
 from student_worker.journal import Journal
 from student_worker.optimizer import StudentOptimizer
-from student_worker.parts import Parts
+from student_worker.parts import Parts, SavesNothing
 from student_worker.prefetch import Key, PatientTeacher, Piece, Prefetcher
 from student_worker.reduction import gradient_sum
 from student_worker.schedule import Schedule
@@ -244,12 +244,12 @@ def test_a_run_goes_on_from_a_saved_state_with_the_same_bits(make: Make) -> None
     whole.run()
     first = make(cadence=Cadence(5, 1, None, 2))
 
-    def save_and_stop(best: Best | None = None) -> str:
-        assert best is None
-        first._parts.stopping.set()
-        return "checkpoint"
+    class StopsAtTheFirst(SavesNothing):
+        def save(self, best: Best | None) -> None:
+            assert best is None
+            first._parts.stopping.set()
 
-    first._parts.save = save_and_stop
+    first._parts.saving = StopsAtTheFirst()
     assert first.run().interrupted
     assert first._parts.state.step == 2
     second = make()
