@@ -1,9 +1,10 @@
-"""The folder of a run: whose it is, where it is resumed from, and what stands in it at the end.
+"""The folder of a run: whose it is, and what stands in it at the end.
 
 run.json            what the run is: the fingerprints that every worker and checkpoint must agree on
 worker-0.json       where a worker serves its health and metrics, and its process id
 metrics.jsonl       one line a step and evaluation
-checkpoint-120/     to resume from
+checkpoint-120/     to resume from, unless checkpoint_dir is elsewhere
+best.json           which of them was the best on the held-out part
 initial/, export/   ordinary transformers folders, before and after
 result.json         what the run came to
 """
@@ -19,10 +20,8 @@ from typing import Any
 
 from stillhouse.errors import ConfigurationError
 from stillhouse.version import __version__
-from student_worker.checkpoint import latest_checkpoint, load_checkpoint
 from student_worker.journal import Journal, write_whole
 from student_worker.recipe import Recipe
-from student_worker.state import WorkerState
 
 RUN_FILE = "run.json"
 
@@ -82,20 +81,6 @@ def _check_same(theirs: dict[str, str], ours: dict[str, str], folder: Path) -> N
                 f"output_dir {str(folder)!r} holds a run whose {key} is {theirs.get(key)}, and not {value}; "
                 "give the recipe, data and teacher that it began with, or name another folder"
             )
-
-
-def resume(recipe: Recipe, state: WorkerState) -> int | None:
-    """Load the newest checkpoint into `state`, if the run is to go on and has one; return its step.
-
-    Raises:
-        CheckpointError: it is damaged, or of another run.
-    """
-    newest = latest_checkpoint(recipe.output_dir) if recipe.resume or recipe.lighthouse else None
-    if newest is None:
-        return None
-    checkpoint = load_checkpoint(newest)
-    state.load(checkpoint.tensors, checkpoint.metadata)
-    return state.step
 
 
 def announce(recipe: Recipe, address: str) -> None:

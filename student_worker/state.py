@@ -74,25 +74,33 @@ class WorkerState:
                     f"the checkpoint is of another run: its {key} is {theirs}, this one's is {ours}; "
                     "resume with the recipe, data and teacher that it began with, or choose another output_dir"
                 )
+        try:
+            moments = {name: tensors[OPTIMIZER + name] for name in self._optimizer.state()}
+            step, num_tokens = int(metadata["step"]), int(metadata["num_tokens"])
+        except KeyError as error:
+            raise CheckpointError(f"the checkpoint holds no {error.args[0]}") from error
+        self.load_weights(tensors)
+        self._optimizer.load(moments)
+        self.step, self.num_tokens = step, num_tokens
+        self._progress = dict(metadata.get("progress", {}))
+        for name in self._keepers.keys() & self._progress.keys():
+            self._keepers[name].restore(self._progress[name])
+
+    def load_weights(self, tensors: dict[str, Tensor]) -> None:
+        """Take over the weights alone, as an export of the best ones wants them.
+
+        Raises:
+            CheckpointError: they are of another student; nothing has been changed then.
+        """
         mine = self._tensors()
         for name, tensor in mine.items():
             given = tensors.get(WEIGHTS + name)
             if given is None or given.shape != tensor.shape:
                 found = "absent" if given is None else list(given.shape)
                 raise CheckpointError(f"the checkpoint's {name} is {found}; this student's is {list(tensor.shape)}")
-        try:
-            moments = {name: tensors[OPTIMIZER + name] for name in self._optimizer.state()}
-        except KeyError as error:
-            raise CheckpointError(f"the checkpoint holds no {error.args[0]}") from error
         with torch.no_grad():
             for name, tensor in mine.items():
                 tensor.copy_(tensors[WEIGHTS + name])
-        self._optimizer.load(moments)
-        self.step = int(metadata["step"])
-        self.num_tokens = int(metadata["num_tokens"])
-        self._progress = dict(metadata.get("progress", {}))
-        for name in self._keepers.keys() & self._progress.keys():
-            self._keepers[name].restore(self._progress[name])
 
     def _tensors(self) -> dict[str, Tensor]:
         """Return trained parameters and saved buffers by name; a tied one once.

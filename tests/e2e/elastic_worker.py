@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from stillhouse.errors import ConfigurationError
-from student_worker.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
+from student_worker.checkpoints import CheckpointStore
 from student_worker.elastic import ElasticGroup, Group, SoloGroup
 from student_worker.prefetch import Interrupted
 from student_worker.reduction import ShardTree
@@ -103,7 +103,7 @@ def train(state: State, group: Group, output: Path, arguments: argparse.Namespac
         }
         log.write(json.dumps(entry) + "\n")
         if membership.rank == 0 and step % CHECKPOINT_EVERY == 0:
-            save_checkpoint(output, step, *state.state(), keep_last=3)
+            CheckpointStore(output, keep_last=3).save(step, *state.state(), background=False)
 
 
 def main() -> int:
@@ -123,8 +123,7 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: stopping.set())
     state = State()
     step = 0
-    if (latest := latest_checkpoint(arguments.output)) is not None:
-        checkpoint = load_checkpoint(latest)
+    if (checkpoint := CheckpointStore(arguments.output).load()) is not None:
         state.load(checkpoint.tensors, checkpoint.metadata)
         step = checkpoint.step
     lighthouse = arguments.lighthouse or os.environ.get("STILLHOUSE_LIGHTHOUSE")
