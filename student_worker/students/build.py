@@ -15,7 +15,7 @@ from stillhouse.errors import ConfigurationError
 from stillhouse.models import SMOLLM2, check_weights_finite, load_causal_lm, load_tokenizer, resolve_model
 from student_worker.recipe import CausalLMSpec, FixtureSpec
 from student_worker.students.base import Student
-from student_worker.students.causal_lm import CausalLMStudent
+from student_worker.students.causal_lm import CausalLMStudent, checkpoint_activations
 from student_worker.students.dropout import check_dropout_acts, dropout_overrides
 from student_worker.students.fixture import FixtureTrainee
 from student_worker.students.importance import block_influence, check_keep, most_important_layers
@@ -135,7 +135,7 @@ def _prepare(model: Any, spec: CausalLMSpec, device: torch.device) -> None:
         check_dropout_acts(model, spec.dropout)
     model.to(device)
     if spec.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        checkpoint_activations(model)
 
 
 def _base_name(name: str, folder: Path) -> str:

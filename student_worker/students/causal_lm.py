@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from stillhouse.errors import ConfigurationError
 from student_worker.batches import Batch
 from student_worker.export import export_folder
 from student_worker.students.base import ModelCard, Student
@@ -85,6 +86,20 @@ class CausalLMStudent(Student):
     def export(self, folder: Path, card: ModelCard) -> None:
         """Write model, configuration, tokenizer, generation configuration and model card."""
         export_folder(folder, self._model, self.tokenizer, self.export_dtype, card)
+
+
+def checkpoint_activations(model: Any) -> None:
+    """Recompute activations in the backward pass instead of keeping them.
+
+    Raises:
+        ConfigurationError: the model cannot.
+    """
+    # Newer releases of transformers have given it another name.
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    try:
+        enable({"use_reentrant": False})
+    except ValueError as error:
+        raise ConfigurationError(f"student.gradient_checkpointing: {error}; leave it out") from error
 
 
 @torch.no_grad()

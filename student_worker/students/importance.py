@@ -87,6 +87,8 @@ class _Meter:
             before: Tensor = args[0] if args else kwargs["hidden_states"]
             after: Tensor = output[0] if isinstance(output, tuple) else output
             cosines = torch.nn.functional.cosine_similarity(before.double(), after.double(), dim=-1)
+            # A state of zeros (the embedding of padding) has no direction; one that is handed on has not changed.
+            cosines = cosines.masked_fill((before == after).all(-1), 1.0)
             self._sums[index] += float(cosines.sum())
             self._positions[index] += cosines.numel()
 
