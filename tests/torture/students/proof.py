@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -32,9 +33,9 @@ class Proof:
 def prove(run: Run, steps: int) -> Proof:
     """Read what a run left behind: each step's line stands there once, and each evaluation's."""
     result = json.loads((run.output / "result.json").read_text(encoding="utf-8"))
-    assert (result["status"], result["steps"]) == ("done", steps)
+    assert (result["status"], result["steps"]) == ("done", steps), result
     records = run.records("step")
-    assert [record["step"] for record in records] == list(range(1, steps + 1))
+    _assert_each_once(records, steps)
     evaluations = run.records("evaluation")
     return Proof(
         exported=load_file(run.output / "export" / "model.safetensors"),
@@ -47,10 +48,17 @@ def prove(run: Run, steps: int) -> Proof:
 
 def samples_of(output: Path, steps: int) -> list[list[int]]:
     """Return the samples of each committed step, from the log of samples, and see that each step stands there once."""
-    lines = (output / "samples.jsonl").read_text(encoding="utf-8").splitlines()
-    records = [json.loads(line) for line in lines]
-    assert [record["step"] for record in records] == list(range(1, steps + 1))
-    return [list(map(int, record["samples"])) for record in records]
+    records = [json.loads(line) for line in (output / "samples.jsonl").read_text(encoding="utf-8").splitlines()]
+    _assert_each_once(records, steps)
+    for record in records:
+        assert [part["shard"] for part in record["shards"]] == list(range(len(record["shards"]))), record
+        assert {part["rank"] for part in record["shards"]} <= set(range(record["world_size"])), record
+    return [[int(sample) for part in record["shards"] for sample in part["sample_ids"]] for record in records]
+
+
+def _assert_each_once(records: list[dict[str, Any]], steps: int) -> None:
+    found = [record["step"] for record in records]
+    assert found == list(range(1, steps + 1)), f"the lines are of steps {found}"
 
 
 def assert_each_sample_once(samples: list[list[int]]) -> None:
@@ -65,11 +73,17 @@ def assert_each_sample_once(samples: list[list[int]]) -> None:
 
 def assert_same(run: Proof, reference: Proof) -> None:
     """See that two runs ended with the same bits, on the same samples, through the same losses."""
-    assert run.steps == reference.steps
-    assert run.samples == reference.samples
-    assert run.evaluations == reference.evaluations
+    assert run.steps == reference.steps, f"other figures in step {_first_difference(run.steps, reference.steps)}"
+    assert run.samples == reference.samples, (
+        f"other samples in step {_first_difference(run.samples, reference.samples)}"
+    )
+    assert run.evaluations == reference.evaluations, f"{run.evaluations}\nand not\n{reference.evaluations}"
     _assert_same_tensors(run.checkpoint, reference.checkpoint)
     _assert_same_tensors(run.exported, reference.exported)
+
+
+def _first_difference(one: Sequence[object], other: Sequence[object]) -> str:
+    return next((f"{i + 1}: {a} and not {b}" for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), "")
 
 
 def _assert_same_tensors(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:

@@ -63,7 +63,8 @@ class Run:
         self.points.mkdir(parents=True)
         self.recipe = scene.recipe(folder / "recipe.yaml", output_dir=str(self.output), **keys)
         self._lighthouse = lighthouse
-        self._environment = {**scene.environment, "STUDENT_RUN_TOKEN": "a secret of this run"}
+        self.token = "a secret of this run"
+        self._environment = scene.environment
         if points:
             self._environment |= {failpoints.VARIABLE: points, failpoints.FOLDER_VARIABLE: str(self.points)}
         self.places: dict[str, Place] = {}
@@ -91,8 +92,16 @@ class Run:
         elif (self.output / "run.json").exists():
             argv.append("--resume")
         self._started_with[name] = (environment, flags)
-        place.process = OwnProcess(argv, self.folder / f"{name}.log", {**self._environment, **environment})
+        variables = {**self._environment, **environment, "STUDENT_RUN_TOKEN": self.token}
+        place.process = OwnProcess(argv, self.folder / f"{name}.log", variables)
         return place
+
+    def signal(self, number: signal.Signals, *indices: int) -> None:
+        """Send a signal to these workers, or to every process that was started here."""
+        names = [f"worker-{index}" for index in indices] or list(self.places)
+        for process in (self.places[name].process for name in names):
+            if process is not None:
+                process.signal(number)
 
     def kill_all(self) -> None:
         """SIGKILL every worker at once, and the launcher first, which would start them again."""
@@ -107,9 +116,7 @@ class Run:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for place in self.places.values():
-            if place.process is not None:
-                place.process.signal(signal.SIGCONT)
+        self.signal(signal.SIGCONT)
         self.kill_all()
 
     # Watching
@@ -142,9 +149,14 @@ class Run:
             self.watch()
             time.sleep(POLL_SECONDS)
 
+    @property
+    def is_over(self) -> bool:
+        """Whether every process has ended for good."""
+        return all(place.process is None for place in self.places.values())
+
     def end(self) -> dict[str, int]:
         """Watch until every process has ended for good; return their last exit codes."""
-        self.until(lambda: all(place.process is None for place in self.places.values()), "the end of the run")
+        self.until(lambda: self.is_over, "the end of the run")
         return {name: place.codes[-1] for name, place in self.places.items()}
 
     # What can be seen from outside

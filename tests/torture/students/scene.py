@@ -96,6 +96,6 @@ def set_scene(folder: Path, teacher_model: Path) -> Iterator[Scene]:
 def write_corpus(path: Path, seed: int = 0) -> None:
     """Write a text of many short documents; another seed, another text of the same size."""
     texts = (
-        f"run {i}: {(i * 7 + seed) % 31} litres pass {'slowly ' * (i % 5)}through still {i % 4}" for i in range(140)
+        f"run {i}: {(i * 7 + seed) % 31} litres pass {'slowly ' * (i % 5)}through still {i % 4}" for i in range(80)
     )
     path.write_text("\n\n".join(texts), encoding="utf-8")

@@ -1,0 +1,45 @@
+"""Workers come to a run and leave it while it trains: nobody is started again, and every sample counts once."""
+
+from __future__ import annotations
+
+import signal
+from itertools import groupby
+from pathlib import Path
+
+import pytest
+
+from tests.torture.students.proof import Proof, assert_same, prove
+from tests.torture.students.runs import Run
+from tests.torture.students.scene import STEPS, Scene
+from tests.torture.students.services import LighthouseProcess
+
+GROW, SHRINK = "between-steps@6", "between-steps@14"
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("survivor", [0, 2])
+def test_one_worker_becomes_three_and_one_again(
+    survivor: int, scene: Scene, undisturbed: Proof, lighthouse: LighthouseProcess, tmp_path: Path
+) -> None:
+    """The survivor is the one that has written all along, or one that has never written before."""
+    points = f"{GROW}=hold,{SHRINK}=hold"
+    with Run(scene, tmp_path / "run", lighthouse=lighthouse.address, points=points) as run:
+        run.start(0)
+        run.until(lambda: run.struck_at(GROW) is not None, "the first six steps")
+        for index in (1, 2):
+            run.start(index)
+        run.until(lambda: all(run.is_ready(index) for index in range(3)), "the newcomers")
+        pids = {name: place.pid for name, place in run.places.items()}
+        run.let_go(GROW)
+        run.until(lambda: run.struck_at(SHRINK) is not None, "the steps of three")
+        assert {name: place.pid for name, place in run.places.items()} == pids
+        run.signal(signal.SIGTERM, *({0, 1, 2} - {survivor}))
+        run.let_go(SHRINK)
+        codes = run.end()
+        assert codes == {f"worker-{index}": 0 if index == survivor else 143 for index in range(3)}, run.told()
+        assert all(place.starts == 1 for place in run.places.values())
+        worlds = [size for size, _ in groupby(record["world_size"] for record in run.records())]
+        assert (worlds[0], max(worlds), worlds[-1]) == (1, 3, 1)
+        assert [record["world_size"] for record in run.records()][:6] == [1] * 6
+        assert_same(prove(run, STEPS), undisturbed)
