@@ -11,6 +11,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from student_worker.callbacks.base import Callback, RunView, StepRecord
 from student_worker.figures import Evaluation
+from student_worker.prefetch import Prefetcher
 
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 
@@ -38,6 +39,15 @@ class WorkerMetrics(Callback):
         self._teacher_wait = Counter(
             "student_teacher_wait_seconds_total", "Time spent waiting for the teacher's answers.", registry=registry
         )
+        self._answer_bytes = Counter(
+            "student_answer_bytes_total", "Bytes of the teacher's answers that came to this worker.", registry=registry
+        )
+        self._answers_held = Gauge(
+            "student_answers_held", "Micro-shards whose answers are here or on their way.", registry=registry
+        )
+        self._answers_held_bytes = Gauge(
+            "student_answers_held_bytes", "What these answers take in memory, at most.", registry=registry
+        )
         self._world_size = Gauge("student_world_size", "Workers that took part in the last step.", registry=registry)
         self._evaluation = Gauge(
             "student_evaluation", "The newest held-out evaluation, figure by figure.", ["figure"], registry=registry
@@ -51,6 +61,12 @@ class WorkerMetrics(Callback):
         age = Gauge("student_checkpoint_age_seconds", "Since the last checkpoint or the start.", registry=registry)
         age.set_function(self._checkpoint_age)
         self._saved = time.monotonic()
+
+    def watch(self, prefetcher: Prefetcher) -> None:
+        """Show what is held ahead of the step, and each wait for the teacher while it lasts."""
+        self._answers_held.set_function(lambda: prefetcher.num_held)
+        self._answers_held_bytes.set_function(lambda: prefetcher.held_bytes)
+        prefetcher.on_wait = self._teacher_wait.inc
 
     def membership(self, world_size: int) -> None:
         """Note how many workers take part."""
@@ -72,7 +88,7 @@ class WorkerMetrics(Callback):
         for term, value in (("total", step.loss), ("cross_entropy", step.cross_entropy), ("kl", step.kl)):
             self._loss.labels(term).set(value)
         self._step_duration.observe(step.step_seconds)
-        self._teacher_wait.inc(step.teacher_wait_seconds)
+        self._answer_bytes.inc(step.answer_bytes)
 
     def on_evaluate(self, run: RunView, evaluation: Evaluation) -> None:
         """Show the figures that there are."""

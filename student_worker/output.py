@@ -49,6 +49,11 @@ def check_output_dir(recipe: Recipe) -> None:
         )
 
 
+def has_begun(recipe: Recipe) -> bool:
+    """Tell whether the run in the recipe's folder has met its teacher before, in this worker or another."""
+    return (recipe.output_dir / RUN_FILE).exists()
+
+
 def claim(recipe: Recipe, identity: dict[str, str]) -> None:
     """Make the folder, and write into it whose it is.
 

@@ -10,100 +10,30 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
-from concurrent.futures import TimeoutError as FutureTimeoutError
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
-from typing import TypeVar
 
 import structlog
-from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
-from tenacity.nap import sleep_using_event
 
-from stillhouse.errors import (
-    FingerprintMismatchError,
-    GuardError,
-    OverloadedError,
-    TeacherInternalError,
-    TeacherTimeoutError,
-    TeacherUnavailableError,
-)
 from stillhouse.payloads import Payload
-from stillhouse.providers import Answer, TeacherLogitsProvider
 from stillhouse.request import LogitsRequest
+from student_worker.patience import Interrupted, PatientTeacher
 
-_R = TypeVar("_R")
+__all__ = ["Interrupted", "Key", "PatientTeacher", "Piece", "Prefetcher"]
 
 Key = tuple[int, int]
 """(step, micro-shard)."""
 
-AWAY = (OverloadedError, TeacherTimeoutError, TeacherUnavailableError, TeacherInternalError)
-"""What waiting can mend. A teacher that answers otherwise would answer so again."""
-
-FIRST_WAIT_SECONDS = 0.2
-LONGEST_WAIT_SECONDS = 10.0
 POLL_SECONDS = 0.1
 """How soon a wait for an answer notices that the run is to stop."""
 
 REQUESTS_IN_FLIGHT = 4
 """Enough to hide a round trip behind several micro-shards; the teacher batches them together."""
 
+SLOW_SECONDS = 10.0
+"""A wait for one answer that is told of in the log, and again each time that it has doubled."""
+
 _log = structlog.get_logger(__name__)
-
-
-class Interrupted(Exception):  # noqa: N818 - nothing went wrong: the run was asked to stop
-    """The run was asked to stop while it waited for the teacher."""
-
-
-class PatientTeacher:
-    """Asks a teacher, waiting with backoff while it is away.
-
-    Args:
-        teacher: whom to ask; used from several threads.
-        wait_seconds: how long it may be away before the run gives up.
-        stopping: set when the run is to end; ends every wait.
-    """
-
-    def __init__(self, teacher: TeacherLogitsProvider, wait_seconds: float, stopping: threading.Event) -> None:
-        self._teacher = teacher
-        self._wait_seconds = wait_seconds
-        self._stopping = stopping
-
-    def answer(self, request: LogitsRequest) -> Answer:
-        """Return the answer.
-
-        Raises:
-            GuardError: the teacher is not the one that the run began with.
-            TeacherError: it stayed away too long, or refuses the request.
-            Interrupted: the run is to stop.
-        """
-        return self.call(lambda: self._teacher.answer(request))
-
-    def call(self, ask: Callable[[], _R]) -> _R:
-        """Return what `ask` does, with the waits and errors of `answer`."""
-        retrying = Retrying(
-            retry=retry_if_exception_type(AWAY),
-            stop=stop_after_delay(self._wait_seconds),
-            wait=wait_random_exponential(multiplier=FIRST_WAIT_SECONDS, max=LONGEST_WAIT_SECONDS),
-            before_sleep=self._before_sleep,
-            sleep=sleep_using_event(self._stopping),
-            reraise=True,
-        )
-        try:
-            return retrying(ask)
-        except FingerprintMismatchError as error:
-            raise GuardError(f"the teacher has changed while the run went on: {error}") from error
-
-    def _before_sleep(self, state: RetryCallState) -> None:
-        if self._stopping.is_set():
-            raise Interrupted
-        error = state.outcome.exception() if state.outcome else None
-        _log.warning(
-            "waiting_for_teacher",
-            attempt=state.attempt_number,
-            waited_seconds=round(state.seconds_since_start or 0.0, 1),
-            gives_up_after_seconds=self._wait_seconds,
-            reason=str(error),
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +56,7 @@ class Prefetcher:
     Args:
         teacher: whom to ask.
         piece: makes the question of a micro-shard.
-        max_bytes: answers held or in flight beyond those of the current step.
+        max_bytes: answers held or in flight, those of the current step among them, which are always fetched.
         stopping: set when the run is to end.
     """
 
@@ -147,6 +77,11 @@ class Prefetcher:
         self._pool = ThreadPoolExecutor(REQUESTS_IN_FLIGHT, thread_name_prefix="prefetch")
         self.wait_seconds = 0.0
         """Time spent waiting for answers so far: what prefetch did not hide."""
+        self.received_bytes = 0
+        """What the teacher's answers have taken on their way here so far."""
+        self._receiving = threading.Lock()
+        self.on_wait: Callable[[float], None] | None = None
+        """Told of every moment spent waiting for an answer, in seconds, while the wait lasts."""
 
     def plan(self, keys: Iterable[Key], current_step: int) -> None:
         """Say which micro-shards are needed next, in order; those of `current_step` are fetched without a bound.
@@ -178,9 +113,15 @@ class Prefetcher:
         return payloads
 
     @property
+    def num_held(self) -> int:
+        """Answers that are here or on their way, one a micro-shard."""
+        return len(self._entries)
+
+    @property
     def held_bytes(self) -> int:
         """The estimated bytes of all answers that are here or on their way."""
-        return sum(entry.piece.num_bytes for entry in self._entries.values())
+        # A copy, since who reads a metric does so from another thread.
+        return sum(entry.piece.num_bytes for entry in list(self._entries.values()))
 
     def close(self) -> None:
         """Stop fetching; requests in flight end by their own deadline."""
@@ -206,21 +147,42 @@ class Prefetcher:
         return entry
 
     def _fetch(self, request: LogitsRequest) -> tuple[Payload, ...]:
-        return self._teacher.answer(request).payloads
+        answer = self._teacher.answer(request)
+        with self._receiving:
+            self.received_bytes += answer.num_bytes
+        return answer.payloads
 
     def _result(self, key: Key) -> tuple[Payload, ...]:
         entry = self._entries.get(key) or self._submit(key, self._piece(key))
-        began = time.monotonic()
+        began = seen = time.monotonic()
+        told = SLOW_SECONDS
         try:
-            while not self._stopping.is_set():
-                try:
-                    return entry.future.result(timeout=POLL_SECONDS)
-                except FutureTimeoutError:
-                    # The teacher's own timeout is the same class: it is an answer, not the end of this poll.
-                    if entry.future.done():
-                        return entry.future.result()
+            while not (self._stopping.is_set() or entry.future.done()):
+                # Not `result(timeout)`: a teacher's own timeout is of the same class as the end of this poll.
+                wait([entry.future], timeout=POLL_SECONDS)
+                seen = self._count(seen)
+                if not entry.future.done() and seen - began >= told:
+                    told *= 2
+                    self._say_slow(key, seen - began)
             if entry.future.done():
                 return entry.future.result()
             raise Interrupted
         finally:
-            self.wait_seconds += time.monotonic() - began
+            self._count(seen)
+
+    def _count(self, since: float) -> float:
+        """Count the wait since then; return the time."""
+        now = time.monotonic()
+        self.wait_seconds += now - since
+        if self.on_wait is not None:
+            self.on_wait(now - since)
+        return now
+
+    def _say_slow(self, key: Key, seconds: float) -> None:
+        _log.warning(
+            "teacher_is_slow",
+            step=key[0] + 1,
+            micro_shard=key[1],
+            waited_seconds=round(seconds, 1),
+            remedy="more teachers, a smaller encoding, or more prefetch_steps and prefetch_bytes",
+        )

@@ -25,13 +25,14 @@ from stillhouse.models import pick_device, silence_transformers
 from stillhouse.version import __version__
 from student_worker import assemble
 from student_worker.app import HttpServer, bind, build_app
+from student_worker.callbacks.choose import check_callbacks, make_callbacks
 from student_worker.determinism import only_deterministic_kernels
 from student_worker.elastic import GroupLostError
 from student_worker.journal import SAMPLES_FILE, Journal, write_result
 from student_worker.metrics import WorkerMetrics
-from student_worker.output import announce, check_output_dir, claim, read_evaluations, wait_for_siblings
+from student_worker.output import announce, check_output_dir, claim, has_begun, read_evaluations, wait_for_siblings
 from student_worker.parts import Outcome, Parts
-from student_worker.prefetch import Interrupted, PatientTeacher
+from student_worker.patience import CLIENT_ATTEMPTS, Interrupted, PatientTeacher, TeacherAwayError
 from student_worker.preflight import Ready, identity, prepare_run
 from student_worker.recipe import Recipe
 from student_worker.reduction import gradient_sum
@@ -54,6 +55,7 @@ def run(recipe: Recipe) -> int:
     """
     check_output_dir(recipe)
     assemble.check_group(recipe)
+    check_callbacks(recipe)
     configure_logging(worker=recipe.worker_index)
     silence_transformers()
     settle_threads(recipe)
@@ -67,6 +69,11 @@ def run(recipe: Recipe) -> int:
             return EXIT_INTERRUPTED
         except GroupLostError as error:
             _log.error("group_lost", reason=str(error))
+            return EXIT_START_AGAIN
+        except TeacherAwayError as error:
+            if not has_begun(recipe):
+                raise  # an address where nobody has ever answered is a wrong one, as far as anybody can tell
+            _log.error("teacher_away", reason=str(error))
             return EXIT_START_AGAIN
 
 
@@ -105,6 +112,7 @@ class _Run:
             recipe.teacher,
             token=token,
             timeout_seconds=recipe.request_timeout_seconds,
+            max_attempts=CLIENT_ATTEMPTS,
             credentials=channel_credentials(recipe.teacher_ca, recipe.teacher_certificate, recipe.teacher_key),
         )
         open_parts.callback(self._client.close)
@@ -128,7 +136,7 @@ class _Run:
         prefetcher = assemble.make_prefetcher(recipe, ready, self._teacher, self._stopping)
         self._open_parts.callback(prefetcher.close)
         cadence = assemble.make_cadence(recipe, ready)
-        callbacks = assemble.make_callbacks(recipe, ready, cadence)
+        callbacks = make_callbacks(recipe, cadence, evaluates=best is not None)
         n, device = optimizer.num_parameters, ready.student.device
         trainer = Trainer(
             Parts(

@@ -42,6 +42,8 @@ class Trainer:
         self._stop_agreed = False
         self._evaluated_at: int | None = None
         self._untold: Evaluation | None = None
+        self._told_bytes = 0
+        parts.metrics.watch(parts.prefetcher)
         ours = [parts.metrics, *([parts.best] if parts.best else [])]
         self._hooks = Hooks([*ours, *parts.callbacks], parts.view)
         self._hooks.keep_all(parts.state)
@@ -222,7 +224,9 @@ class Trainer:
             teacher_wait_seconds=parts.prefetcher.wait_seconds - waited,
             step_seconds=seconds,
             world_size=self._membership.world_size,
+            answer_bytes=parts.prefetcher.received_bytes - self._told_bytes,
         )
+        self._told_bytes += record.answer_bytes
         self._hooks.call("on_step_end", record)
         self._evaluate()
         self._save_if_due()

@@ -43,7 +43,10 @@ class RunView:
 
 @dataclass(frozen=True, slots=True)
 class StepRecord:
-    """A committed step: what metrics.jsonl holds of it. Losses in nats; `kl` holds its T^2."""
+    """A committed step: what metrics.jsonl holds of it. Losses in nats; `kl` holds its T^2.
+
+    `answer_bytes`: of the teacher's answers that have reached this worker since the step before.
+    """
 
     step: int
     loss: float
@@ -56,6 +59,7 @@ class StepRecord:
     teacher_wait_seconds: float
     step_seconds: float
     world_size: int
+    answer_bytes: int = 0
 
 
 class Callback:

@@ -7,13 +7,15 @@ import time
 from collections.abc import Callable, Iterator
 
 import pytest
+import structlog
 import torch
 
-from stillhouse.errors import FingerprintMismatchError, GuardError, InvalidRequestError, TeacherUnavailableError
+from stillhouse.errors import TeacherTimeoutError
 from stillhouse.payloads import DenseLogits
 from stillhouse.providers import Answer, TeacherLogitsProvider
 from stillhouse.request import LogitsRequest, Sequence, TeacherDescription
-from student_worker.prefetch import Interrupted, Key, PatientTeacher, Piece, Prefetcher
+from student_worker.patience import Interrupted, PatientTeacher, TeacherAwayError
+from student_worker.prefetch import Key, Piece, Prefetcher
 
 
 class SlowTeacher(TeacherLogitsProvider):
@@ -36,7 +38,7 @@ class SlowTeacher(TeacherLogitsProvider):
             if self._errors:
                 raise self._errors.pop(0)
         assert self.gate.wait(10)
-        return Answer((DenseLogits(torch.full((1, 1), float(first))),), "f")
+        return Answer((DenseLogits(torch.full((1, 1), float(first))),), "f", num_bytes=8)
 
 
 def piece(key: Key) -> Piece:
@@ -120,30 +122,6 @@ def test_a_micro_shard_without_rows_asks_nobody(stopping: threading.Event) -> No
     prefetcher.close()
 
 
-def test_a_teacher_that_comes_back_is_asked_again(make: Callable[..., Prefetcher]) -> None:
-    teacher = SlowTeacher((TeacherUnavailableError("away"), TeacherUnavailableError("away")))
-    assert value(make(teacher).take((0, 7))) == 7
-    assert teacher.asked == [7, 7, 7]
-
-
-def test_patience_ends_with_the_reason(make: Callable[..., Prefetcher]) -> None:
-    teacher = SlowTeacher(tuple(TeacherUnavailableError("gone fishing") for _ in range(50)))
-    with pytest.raises(TeacherUnavailableError, match="gone fishing"):
-        make(teacher, wait_seconds=0.3).take((0, 0))
-
-
-def test_a_refusal_is_not_asked_again(make: Callable[..., Prefetcher]) -> None:
-    teacher = SlowTeacher((InvalidRequestError("no"),))
-    with pytest.raises(InvalidRequestError, match="no"):
-        make(teacher).take((0, 0))
-    assert teacher.asked == [0]
-
-
-def test_another_teacher_stops_the_run(make: Callable[..., Prefetcher]) -> None:
-    with pytest.raises(GuardError, match="changed"):
-        make(SlowTeacher((FingerprintMismatchError("other weights"),))).take((0, 0))
-
-
 def test_a_wait_ends_when_the_run_is_to_stop(make: Callable[..., Prefetcher], stopping: threading.Event) -> None:
     teacher = SlowTeacher()
     teacher.gate.clear()
@@ -155,3 +133,59 @@ def test_a_wait_ends_when_the_run_is_to_stop(make: Callable[..., Prefetcher], st
     assert time.monotonic() - began < 5
     assert prefetcher.wait_seconds > 0
     teacher.gate.set()
+
+
+def test_waits_and_what_is_held_are_told_while_they_last(make: Callable[..., Prefetcher]) -> None:
+    teacher = SlowTeacher()
+    teacher.gate.clear()
+    prefetcher = make(teacher)
+    waits: list[float] = []
+
+    def count(seconds: float) -> None:
+        waits.append(seconds)
+        if len(waits) == 2:  # told of more than once before the answer was here
+            assert prefetcher.num_held == 2
+            teacher.gate.set()
+
+    prefetcher.on_wait = count
+    prefetcher.plan([(0, 0), (0, 1)], 0)
+    prefetcher.take((0, 0))
+    assert len(waits) >= 2
+    assert sum(waits) == pytest.approx(prefetcher.wait_seconds)
+    prefetcher.take((0, 1))
+    assert (prefetcher.num_held, prefetcher.received_bytes) == (0, 16)
+
+
+def test_a_slow_answer_is_told_of_in_the_log(make: Callable[..., Prefetcher], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("student_worker.prefetch.SLOW_SECONDS", 0.01)
+    teacher = SlowTeacher()
+    teacher.gate.clear()
+    prefetcher = make(teacher)
+    with structlog.testing.capture_logs() as lines:
+        prefetcher.on_wait = lambda _: teacher.gate.set() if len(lines) >= 2 else None
+        prefetcher.take((4, 1))
+    slow = [line for line in lines if line["event"] == "teacher_is_slow"]
+    assert [(line["step"], line["micro_shard"]) for line in slow][:2] == [(5, 1)] * 2
+    assert slow[1]["waited_seconds"] >= slow[0]["waited_seconds"]
+
+
+def test_a_teachers_own_timeout_is_an_answer_and_no_reason_to_poll_on(make: Callable[..., Prefetcher]) -> None:
+    teacher = SlowTeacher(tuple(TeacherTimeoutError("too slow") for _ in range(50)))
+    with pytest.raises(TeacherAwayError, match="too slow"):
+        make(teacher, wait_seconds=0.1).take((0, 0))
+
+
+def test_an_answer_in_flight_for_others_is_let_go_and_its_place_is_taken(make: Callable[..., Prefetcher]) -> None:
+    teacher = SlowTeacher()
+    teacher.gate.clear()
+    prefetcher = make(teacher)
+    prefetcher.plan([(0, shard) for shard in range(4)], 0)
+    while len(teacher.asked) < 4:
+        time.sleep(0.001)
+    # Two workers more: only one shard stays ours. What was asked for the others is on its way to the teacher's cache.
+    prefetcher.plan([(0, 3), (1, 3)], 0)
+    assert prefetcher.num_held == 2
+    teacher.gate.set()
+    assert value(prefetcher.take((0, 3))) == 3
+    assert value(prefetcher.take((1, 3))) == 13
+    assert sorted(teacher.asked) == [0, 1, 2, 3, 13], "nothing that is still needed was asked for twice"
