@@ -17,13 +17,11 @@ from stillhouse.payloads import OutputHead
 from stillhouse.providers import TeacherLogitsProvider
 from stillhouse.version import __version__
 from student_worker.cadence import Cadence
-from student_worker.callbacks import Callback, RunView
-from student_worker.callbacks.best import BestSoFar, EarlyStopping
-from student_worker.callbacks.lines import Lines
+from student_worker.callbacks import RunView
+from student_worker.callbacks.best import BestSoFar
 from student_worker.elastic import ElasticGroup
 from student_worker.evaluate import Evaluator, row_bytes
 from student_worker.group import Group, SoloGroup
-from student_worker.journal import Journal
 from student_worker.network import split_address
 from student_worker.optimizer import StudentOptimizer
 from student_worker.prefetch import Key, PatientTeacher, Piece, Prefetcher
@@ -184,15 +182,6 @@ def make_view(recipe: Recipe, state: WorkerState, cadence: Cadence) -> RunView:
 def make_best(recipe: Recipe, ready: Ready) -> BestSoFar | None:
     """Return what remembers the best evaluation, None where nothing is evaluated."""
     return BestSoFar(recipe.metric_for_best_model) if evaluates(recipe, ready) else None
-
-
-def make_callbacks(recipe: Recipe, ready: Ready, cadence: Cadence) -> list[Callback]:
-    """Return what watches the run, in the order in which it is told."""
-    callbacks: list[Callback] = [Lines(Journal(recipe.output_dir), cadence)]
-    if recipe.early_stopping_patience is not None and evaluates(recipe, ready):
-        patience, threshold = recipe.early_stopping_patience, recipe.early_stopping_threshold
-        callbacks.append(EarlyStopping(recipe.metric_for_best_model, patience, threshold))
-    return callbacks
 
 
 def model_card(recipe: Recipe, ready: Ready, step: int) -> ModelCard:
