@@ -131,11 +131,12 @@ def parse_state(where: str, data: bytes) -> State:
         checksum = content.pop("checksum")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DamagedError(f"{where} is truncated or altered") from error
+    # First, and in every version alike: a flipped bit in the version is damage, and not a newer release.
+    if checksum != fingerprint(json.dumps(content, sort_keys=True)):
+        raise DamagedError(f"{where} is truncated or altered")
     if content.get("format") != FORMAT or content.get("version") != VERSION:
         named = f"{content.get('format')} version {content.get('version')}"
         raise CheckpointError(f"{where} is of format {named}; this release reads {FORMAT} version {VERSION}")
-    if checksum != fingerprint(json.dumps(content, sort_keys=True)):
-        raise DamagedError(f"{where} is truncated or altered")
     try:
         ((name, file),) = content["files"].items()
         if not _FILE.fullmatch(name):
