@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C._distributed_c10d import AllgatherOptions
 from torch.distributed.distributed_c10d import AllreduceOptions, AllToAllOptions, ReduceOp
 from torchft.process_group import ProcessGroup, ProcessGroupGloo, ProcessGroupNCCL, create_store_client
 
@@ -43,10 +42,6 @@ class ProcessGroupCollectives:
     def all_to_all(self, output: Tensor, source: Tensor, output_sizes: list[int], source_sizes: list[int]) -> None:
         """Send `source_sizes[j]` elements of flat `source` to rank j; receive `output_sizes[j]` from it."""
         self._wait("alltoall_base", output, source, output_sizes, source_sizes, AllToAllOptions())
-
-    def all_gather(self, output: Tensor, source: Tensor) -> None:
-        """Place the equally long `source` of every rank into `output`."""
-        self._wait("allgather_into_tensor_coalesced", [output], [source], AllgatherOptions())
 
     def _wait(self, collective: str, *arguments: Any) -> None:
         try:

@@ -34,9 +34,6 @@ class Collectives(Protocol):
     def all_to_all(self, output: Tensor, source: Tensor, output_sizes: list[int], source_sizes: list[int]) -> None:
         """Send `source_sizes[j]` elements of flat `source` to rank j; receive `output_sizes[j]` from it."""
 
-    def all_gather(self, output: Tensor, source: Tensor) -> None:
-        """Place the equally long `source` of every rank, in the order of ranks, into `output`."""
-
 
 class GradientSum(Protocol):
     """A sum over the micro-shards of one step; one object serves all steps."""
@@ -184,36 +181,62 @@ class ShardTree:
         return self._finish_together(collectives, expected)
 
     def _finish_together(self, collectives: Collectives, expected: list[list[Block]]) -> Tensor:
-        """Every rank finishes the tree for its slice of each piece, and all ranks collect the slices."""
-        width = -(-min(PIECE_ELEMENTS, self.num_elements) // collectives.world_size)
-        piece = width * collectives.world_size
-        total = self._buffer("total", -(-self.num_elements // piece) * piece)
-        for start in range(0, self.num_elements, piece):
-            mine = self._exchange(collectives, expected, start, width)
-            collectives.all_gather(total[start : start + piece], mine)
-        return total[: self.num_elements]
+        """Every rank finishes the tree for its slice of each piece, and tells all others.
 
-    def _exchange(self, collectives: Collectives, expected: list[list[Block]], start: int, width: int) -> Tensor:
-        """Return the finished sum `[width]` of this rank's slice of the piece that begins at `start`."""
-        world_size = collectives.world_size
-        held = [partial for _, partial in self._tree.entries]
-        source = self._buffer("source", world_size * len(held) * width).view(world_size, len(held), width)
-        for index, partial in enumerate(held):
-            part = partial[start : start + world_size * width]
-            whole, rest = divmod(len(part), width)
-            source[:whole, index] = part[: whole * width].view(whole, width)
-            # The last piece may end before its slices do: what lies past the end is summed as zeros and cut off.
-            source[whole:, index] = 0
-            if rest:
-                source[whole, index, :rest] = part[whole * width :]
-        counts = [len(blocks) for blocks in expected]
-        received = self._buffer("received", sum(counts) * width).view(sum(counts), width)
-        sizes = [count * width for count in counts]
-        collectives.all_to_all(received.view(-1), source.view(-1), sizes, [len(held) * width] * world_size)
-        tree = _Tree()
-        for block, summand in zip((block for blocks in expected for block in blocks), received, strict=True):
-            tree.push(block, summand, owned=True)
-        return tree.entries[0][1]
+        One exchange for each piece carries the blocks of that piece and the finished slices of the piece before. The
+        result takes the place of the first partial sum, whose pieces are no longer needed by then.
+        """
+        world_size, held = collectives.world_size, [partial for _, partial in self._tree.entries]
+        width = slice_elements(self.num_elements, world_size)
+        piece = width * world_size
+        num_pieces = -(-self.num_elements // piece)
+        total = held[0] if held else self._buffer("total", self.num_elements)
+        finished: Tensor | None = None
+        for index in range(num_pieces + 1):
+            has_blocks, start = index < num_pieces, index * piece
+            told = 0 if finished is None else 1
+            source = self._buffer("source", world_size * (told + has_blocks * len(held)) * width)
+            rows = source.view(world_size, -1, width)
+            if finished is not None:
+                rows[:, 0] = finished
+            if has_blocks:
+                for row, partial in enumerate(held, start=told):
+                    _cut(partial[start : start + piece], rows[:, row])
+            counts = [told + has_blocks * len(blocks) for blocks in expected]
+            received = self._buffer("received", sum(counts) * width)
+            sizes = [count * width for count in counts]
+            collectives.all_to_all(received, source, sizes, [rows.shape[1] * width] * world_size)
+            parts = [part.view(-1, width) for part in torch.split(received, sizes)]
+            if finished is not None:
+                _join([part[0] for part in parts], total[start - piece : start])
+            if has_blocks:
+                tree = _Tree()
+                summands = (summand for part in parts for summand in part[told:])
+                for block, summand in zip((block for blocks in expected for block in blocks), summands, strict=True):
+                    tree.push(block, summand, owned=True)
+                finished = tree.entries[0][1]
+        return total
+
+
+def slice_elements(num_elements: int, world_size: int) -> int:
+    """Return how many elements of each piece of a gradient one rank finishes."""
+    return -(-min(PIECE_ELEMENTS, num_elements) // world_size)
+
+
+def _cut(piece: Tensor, slices: Tensor) -> None:
+    """Copy a piece into `[ranks, width]`; what lies past its end is summed as zeros, and never read again."""
+    width = slices.shape[1]
+    whole, rest = divmod(len(piece), width)
+    slices[:whole] = piece[: whole * width].view(whole, width)
+    slices[whole:] = 0
+    if rest:
+        slices[whole, :rest] = piece[whole * width :]
+
+
+def _join(slices: list[Tensor], piece: Tensor) -> None:
+    """Copy slices, one after another, over a piece that may end before they do."""
+    for part, target in zip(slices, torch.split(piece, len(slices[0])), strict=False):
+        target.copy_(part[: len(target)])
 
 
 class LocalSum:

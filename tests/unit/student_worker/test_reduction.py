@@ -73,9 +73,6 @@ class InMemory:
         assert [len(part) for part in received] == output_sizes
         torch.cat(received, out=output)
 
-    def all_gather(self, output: Tensor, source: Tensor) -> None:
-        torch.cat([part for (part,) in self._share([source])], out=output)
-
 
 def in_world(world_size: int, work: Callable[[Collectives], T]) -> list[T]:
     board: list[list[Tensor]] = [[] for _ in range(world_size)]
