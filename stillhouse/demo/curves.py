@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -16,7 +16,8 @@ SLATE = "#4a6572"
 MOSS = "#6b8e4e"
 
 
-def _picture(draw: Any, title: str, ylabel: str) -> str:
+def picture(draw: Callable[..., None], title: str, ylabel: str, *, panels: int = 1) -> str:
+    """Return a picture as SVG text: `draw` is handed the axes, as many as there are panels side by side."""
     import matplotlib as mpl
 
     mpl.use("svg")
@@ -24,13 +25,14 @@ def _picture(draw: Any, title: str, ylabel: str) -> str:
     mpl.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "stillhouse", "font.size": 10})
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(6.0, 3.2), layout="constrained")
-    axes = figure.add_subplot()
-    axes.set_title(title, fontsize=11, loc="left")
-    axes.set_ylabel(ylabel)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="y", alpha=0.25)
-    draw(axes)
+    figure = Figure(figsize=(6.0 if panels == 1 else 4.6 * panels, 3.2), layout="constrained")
+    drawn = [figure.add_subplot(1, panels, number + 1) for number in range(panels)]
+    drawn[0].set_title(title, fontsize=11, loc="left")
+    drawn[0].set_ylabel(ylabel)
+    for axes in drawn:
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(axis="y", alpha=0.25)
+    draw(*drawn)
     out = io.StringIO()
     figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     text = out.getvalue()
@@ -51,7 +53,7 @@ def loss_curve(steps: Sequence[Record], evaluations: Sequence[Record]) -> str:
         axes.yaxis.set_minor_locator(NullLocator())
         axes.legend(frameon=False)
 
-    return _picture(draw, "KL divergence to the teacher", "nats, log scale")
+    return picture(draw, "KL divergence to the teacher", "nats, log scale")
 
 
 def agreement_curve(evaluations: Sequence[Record]) -> str:
@@ -62,7 +64,7 @@ def agreement_curve(evaluations: Sequence[Record]) -> str:
         axes.set_xlabel("step")
         axes.set_ylim(0, 1)
 
-    return _picture(draw, "Same first choice as the teacher, held-out", "share of positions")
+    return picture(draw, "Same first choice as the teacher, held-out", "share of positions")
 
 
 def time_curve(steps: Sequence[Record]) -> str:
@@ -77,7 +79,7 @@ def time_curve(steps: Sequence[Record]) -> str:
         axes.set_ylim(bottom=0)
         axes.legend(frameon=False)
 
-    return _picture(draw, "Where a step's time goes", "seconds")
+    return picture(draw, "Where a step's time goes", "seconds")
 
 
 def cache_bars(first: tuple[float, float], second: tuple[float, float]) -> str:
@@ -91,4 +93,4 @@ def cache_bars(first: tuple[float, float], second: tuple[float, float]) -> str:
         axes.set_xlabel("sequences")
         axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
 
-    return _picture(draw, "", "")
+    return picture(draw, "", "")

@@ -1,0 +1,81 @@
+"""Writes a comparison as a page of the documentation: what was asked, by which command, and what came of it."""
+
+from __future__ import annotations
+
+import os
+import platform
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from student_worker.comparison.outcome import verdict
+from student_worker.comparison.table import markdown_table
+
+IMAGES = "images"
+
+
+def write_pictures(curves: dict[str, str], folder: Path, prefix: str = "") -> list[Path]:
+    """Write each curve as an SVG file; return the files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    files = []
+    for name, text in curves.items():
+        files.append(folder / f"{prefix}{name}.svg")
+        files[-1].write_text(text, encoding="utf-8")
+    return files
+
+
+def write_page(file: Path, outcome: dict[str, Any], curves: dict[str, str], command: str, recipe: str) -> None:
+    """Write the page, and its pictures into `images` beside it.
+
+    Args:
+        file: the page.
+        outcome: as `read_outcome` gives it.
+        curves: as `draw_curves` gives them.
+        command: what made it, as a reader would type it.
+        recipe: the text of the recipe.
+    """
+    pictures = write_pictures(curves, file.parent / IMAGES, "comparison-")
+    file.write_text(_page(outcome, [picture.name for picture in pictures], command, recipe), encoding="utf-8")
+
+
+def _page(outcome: dict[str, Any], pictures: list[str], command: str, recipe: str) -> str:
+    seeds = ", ".join(map(str, outcome["seeds"]))
+    line = outcome["summary"][0]
+    images = "\n\n".join(f"![{name.removesuffix('.svg')}]({IMAGES}/{name})" for name in pictures)
+    millions = f"{outcome['student_parameters'] / 1e6:.0f} million parameters" if outcome["student_parameters"] else ""
+    return f"""# Does distillation help?
+
+The same student, from the same start, on the same tokens in the same order: once with cross-entropy on the text alone
+(`alpha` 1, no teacher asked), and once through each encoding (`alpha` {outcome["alpha"]:g} and T
+{outcome["temperature"]:g}; `alpha` is the weight of cross-entropy and `1 - alpha` weighs KL). Before the first step all
+arms have the same held-out figures to the bit; the command refuses to compare them otherwise.
+
+{verdict(outcome)}
+
+{markdown_table(outcome)}
+
+Teacher {outcome["teacher"]}; student {outcome["student"]}, {millions}; {line["steps"]:.0f} steps,
+{line["tokens"]:,.0f} tokens, seed {seeds}. Cross-entropy and KL in nats. Seconds are of training alone, waiting for the
+teacher's answers among them, evaluations left out; bytes a token are what came from the teacher.
+{_machine()}, {datetime.now(UTC):%Y-%m-%d}, stillhouse {outcome["version"]}.
+
+{images}
+
+## The command
+
+```
+{command}
+```
+
+with this recipe, and its teacher running (`stillhouse teacher serve`); an interrupted comparison goes on by the same
+command. Everything that stands here, and each point of the curves, is in `comparison.json` in its folder.
+
+```yaml
+{recipe.strip()}
+```
+"""
+
+
+def _machine() -> str:
+    cores = os.cpu_count()
+    return f"{platform.system()} on {cores} cores ({platform.machine()})"
