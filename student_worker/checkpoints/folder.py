@@ -37,7 +37,9 @@ STALE_ASIDE_SECONDS = 900
 MAX_RENAMES = 5
 """Attempts to put a checkpoint in its place, while another worker puts the same one there."""
 
-_ASIDE = re.compile(r"\.(?P<kind>|replaced-|removed-)checkpoint-(?P<step>\d+)\.(?P<host>.+)\.(?P<pid>\d+)\.aside")
+_ASIDE = re.compile(
+    r"\.(?P<kind>|replaced-|removed-)(?P<name>checkpoint-\d+|[a-z]+\.json|probe)\.(?P<host>.+)\.(?P<pid>\d+)\.aside"
+)
 
 
 class Folder(Place):
@@ -49,7 +51,7 @@ class Folder(Place):
 
     def check_writable(self) -> None:
         """Make the folder, and a file in it."""
-        probe = self.root / f".probe.{_host()}.{os.getpid()}"
+        probe = self._aside("", "probe")
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             try:
@@ -75,7 +77,7 @@ class Folder(Place):
         self, step: int, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any], best: Mapping[str, Any] | None
     ) -> None:
         """Write aside, sync, rename, sync."""
-        target, aside = self.root / folder_name(step), self._aside("", step)
+        target, aside = self.root / folder_name(step), self._aside("", folder_name(step))
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             self.clean()
@@ -88,7 +90,7 @@ class Folder(Place):
                 file.write(state_bytes(step, files, metadata, best))
                 _sync(file)
             _sync_folder(aside)
-            self._put_in_place(aside, target, step)
+            self._put_in_place(aside, target)
             _sync_folder(self.root)
         except (OSError, CodecError) as error:
             raise CheckpointError(
@@ -100,7 +102,7 @@ class Folder(Place):
 
     def remove(self, step: int) -> None:
         """Rename, then delete."""
-        removed = self._aside("removed-", step)
+        removed = self._aside("removed-", folder_name(step))
         with contextlib.suppress(OSError):
             (self.root / folder_name(step)).rename(removed)
         shutil.rmtree(removed, ignore_errors=True)
@@ -115,12 +117,13 @@ class Folder(Place):
                 continue
             if match["kind"] == "replaced-":
                 with contextlib.suppress(OSError):  # there is a newer one: then this is not needed
-                    path.rename(self.root / folder_name(int(match["step"])))
-            shutil.rmtree(path, ignore_errors=True)
+                    path.rename(self.root / match["name"])
+            with contextlib.suppress(OSError):
+                path.unlink() if path.is_file() else shutil.rmtree(path, ignore_errors=True)
 
     def write_small(self, name: str, text: str) -> None:
         """Write aside, sync, rename."""
-        aside = self.root / f".{name}.{_host()}.{os.getpid()}"
+        aside = self._aside("", name)
         try:
             with aside.open("w", encoding="utf-8") as file:
                 file.write(text)
@@ -149,12 +152,12 @@ class Folder(Place):
     def _size(self, step: int, name: str) -> int:
         return (self.root / folder_name(step) / name).stat().st_size
 
-    def _aside(self, kind: str, step: int) -> Path:
-        return self.root / f".{kind}{folder_name(step)}.{_host()}.{os.getpid()}.aside"
+    def _aside(self, kind: str, name: str) -> Path:
+        return self.root / f".{kind}{name}.{_host()}.{os.getpid()}.aside"
 
-    def _put_in_place(self, aside: Path, target: Path, step: int) -> None:
+    def _put_in_place(self, aside: Path, target: Path) -> None:
         """Rename a finished folder to its name; one that is there already is moved away first, as POSIX asks."""
-        replaced = self._aside("replaced-", step)
+        replaced = self._aside("replaced-", target.name)
         for attempt in range(1, MAX_RENAMES + 1):
             with contextlib.suppress(FileNotFoundError):
                 target.rename(replaced)
@@ -196,7 +199,7 @@ def _is_abandoned(aside: Path, host: str, pid: int) -> bool:
     if host == _host():
         return pid == os.getpid() or not _is_alive(pid)
     try:
-        changed = max(path.stat().st_mtime for path in (aside, *aside.iterdir()))
+        changed = max(path.stat().st_mtime for path in (aside, *aside.glob("*")))
     except OSError:
         return False
     return time.time() - changed > STALE_ASIDE_SECONDS
