@@ -258,7 +258,7 @@ class Trainer:
             return
         began = time.monotonic()
         try:
-            evaluation = parts.evaluator.evaluate(parts.student)
+            evaluation = parts.evaluator.evaluate(parts.student, step)
         except ValueError as error:
             raise GuardError(f"the evaluation after step {step} is not finite: {error}. Lower learning_rate") from error
         self.outcome.evaluation_seconds = time.monotonic() - began

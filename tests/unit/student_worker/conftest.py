@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from stillhouse.data import Sample
+from tests.unit.student_worker.small_run import Make, make_trainer
 
 MakeSample = Callable[..., Sample]
 
@@ -52,3 +56,9 @@ def dataset(make_sample: MakeSample) -> MemoryDataset:
             make_sample(ids, segments=(2, len(ids) - 2) if i % 3 == 0 else (), masked=(0,) if i % 4 == 1 else ())
         )
     return MemoryDataset(tuple(samples))
+
+
+@pytest.fixture
+def make(dataset: Any, tmp_path: Path) -> Make:
+    """Makes a trainer over the dataset and the table: see `make_trainer`."""
+    return partial(make_trainer, dataset, tmp_path)

@@ -1,160 +1,38 @@
-"""The loop: denominators, guards, votes, evaluation, and bits that do not depend on how it is run."""
+"""The loop: denominators, guards, votes, and bits that do not depend on how it is run."""
 
 from __future__ import annotations
 
-import json
 import math
-import threading
-from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
 from torch.nn import functional
 
 from stillhouse.data import Order
-from stillhouse.encode import encode_logits
-from stillhouse.encodings import Dense, Encoding, TopK
+from stillhouse.encodings import Dense
 from stillhouse.errors import GuardError, TeacherUnavailableError
 from stillhouse.payloads import DenseLogits
-from stillhouse.providers import Answer, TeacherLogitsProvider
-from stillhouse.request import LogitsRequest, TeacherDescription
-from student_worker.batches import Asking, Batch, make_batch
+from stillhouse.providers import Answer
+from stillhouse.request import LogitsRequest
+from student_worker.batches import Asking, make_batch
 from student_worker.cadence import Cadence
-from student_worker.callbacks import RunView
 from student_worker.callbacks.best import Best
-from student_worker.callbacks.lines import Lines
-from student_worker.evaluate import Evaluator
 from student_worker.group import SoloGroup
-from student_worker.journal import Journal
 from student_worker.optimizer import StudentOptimizer
-from student_worker.parts import Parts, SavesNothing
-from student_worker.prefetch import Key, PatientTeacher, Piece, Prefetcher
-from student_worker.reduction import gradient_sum
-from student_worker.schedule import Schedule
+from student_worker.parts import SavesNothing
 from student_worker.shard_step import Objective, backward, shard_seed
-from student_worker.state import WorkerState
 from student_worker.steps import Steps
-from student_worker.students.base import ModelCard, Student
-from student_worker.trainer import Trainer
-
-V, N, D = 24, 20, 8
-
-
-class BagOfBigrams(Student):
-    """A student whose logits depend on the token alone; its head is one entry wider than the vocabulary."""
-
-    def __init__(self, dropout: float = 0.0, seed: int = 0) -> None:
-        torch.manual_seed(seed)
-        super().__init__(
-            nn.ModuleDict({"body": nn.Embedding(V, D), "drop": nn.Dropout(dropout), "head": nn.Linear(D, V)}), 0.1
-        )
-
-    @property
-    def vocabulary_size(self) -> int:
-        return V
-
-    def row_states(self, batch: Batch) -> Tensor:
-        states: Tensor = self.module["drop"](self.module["body"](batch.input_ids))  # type: ignore[index]  # a ModuleDict
-        return states.flatten(0, 1)[batch.rows]
-
-    def head(self, states: Tensor) -> Tensor:
-        logits: Tensor = self.module["head"](states)  # type: ignore[index]  # a ModuleDict
-        return logits
-
-    def export(self, folder: Path, card: ModelCard) -> None:
-        raise AssertionError(f"not exported here: {folder}, {card}")
-
-
-def teacher_logits(ids: tuple[int, ...]) -> Tensor:
-    table = torch.randn(V, N, generator=torch.Generator().manual_seed(1))
-    return table[list(ids)] * 2
-
-
-class TableTeacher(TeacherLogitsProvider):
-    """Looks its logits up by token; remembers what it was asked."""
-
-    def __init__(self, poison: bool = False) -> None:
-        self.requests: list[LogitsRequest] = []
-        self._poison = poison
-
-    def describe(self) -> TeacherDescription:
-        raise AssertionError("not asked here")
-
-    def answer(self, request: LogitsRequest) -> Answer:
-        self.requests.append(request)
-        payloads = []
-        for sequence in request.sequences:
-            rows = teacher_logits(sequence.token_ids)[list(sequence.position_indices())]
-            payload = encode_logits(
-                [rows],
-                request.encoding,
-                sequence=sequence,
-                temperature=request.temperature,
-                vocabulary_size=N,
-            )
-            payloads.append(payload)
-        return Answer(tuple(payloads), "f")
-
-
-Make = Callable[..., Trainer]
-
-
-@pytest.fixture
-def make(dataset: Any, tmp_path: Path) -> Make:
-    """Makes a trainer over the dataset and the table; keyword arguments are fields of its `Parts`."""
-
-    def trainer(
-        student: Student | None = None,
-        teacher: TableTeacher | None = None,
-        micro_shards: int = 4,
-        alpha: float = 0.3,
-        temperature: float = 2.0,
-        rate: float = 0.01,
-        **fields: Any,
-    ) -> Trainer:
-        student = student or BagOfBigrams()
-        teacher = teacher or TableTeacher()
-        stopping = threading.Event()
-        patient = PatientTeacher(teacher, 1.0, stopping)
-        steps = Steps(dataset, Order(len(dataset), 3, dataset.fingerprint), 6, micro_shards)
-        asking = Asking(Dense(), temperature, N, "f")
-
-        def piece(key: Key) -> Piece:
-            return Piece(asking.request(steps.shard(*key)), 0)
-
-        optimizer = StudentOptimizer(student.module)
-        state = WorkerState(student.module, optimizer, {"recipe": "r"})
-        parts = Parts(
-            student=student,
-            optimizer=optimizer,
-            state=state,
-            steps=steps,
-            prefetcher=Prefetcher(patient, piece, max_bytes=10, stopping=stopping),
-            evaluator=None,
-            group=SoloGroup(state),
-            tree=gradient_sum("exact", micro_shards, optimizer.num_parameters),
-            objective=Objective(temperature, alpha, N),
-            schedule=Schedule(rate, 0, 5, "constant"),
-            cadence=Cadence(5, 1, None, 2),
-            view=RunView(tmp_path, "run", 0, 5, is_first=True),
-            stopping=stopping,
-        )
-        parts = replace(parts, **fields)
-        return Trainer(replace(parts, callbacks=[Lines(Journal(tmp_path), parts.cadence), *parts.callbacks]))
-
-    return trainer
-
-
-def weights(trainer: Trainer) -> Tensor:
-    return torch.cat([p.detach().reshape(-1) for p in trainer._parts.student.module.parameters()])
-
-
-def journal(folder: Path, event: str = "step") -> list[dict[str, Any]]:
-    return [record for record in Journal(folder).read() if record["event"] == event]
+from tests.unit.student_worker.small_run import (
+    BagOfBigrams,
+    Make,
+    N,
+    TableTeacher,
+    journal,
+    teacher_logits,
+    weights,
+)
 
 
 def test_the_loss_is_the_mean_over_the_whole_global_batch_whatever_its_parts(
@@ -252,12 +130,7 @@ def test_a_run_goes_on_from_a_saved_state_with_the_same_bits(make: Make) -> None
     first._parts.saving = StopsAtTheFirst()
     assert first.run().interrupted
     assert first._parts.state.step == 2
-    second = make()
-    tensors, metadata = first._parts.state.state()
-    second._parts.state.load(
-        {name: tensor.clone() for name, tensor in tensors.items()}, json.loads(json.dumps(metadata))
-    )
-    second._parts.group = SoloGroup(second._parts.state, step=2)
+    second = make(resumed=first._parts.state)
     assert not second.run().interrupted
     assert torch.equal(weights(whole), weights(second))
 
@@ -283,46 +156,6 @@ def test_bfloat16_changes_the_low_bits_and_keeps_float32_weights(make: Make) -> 
     assert weights(rough).dtype == torch.float32
     assert not torch.equal(weights(exact), weights(rough))
     torch.testing.assert_close(weights(exact), weights(rough), atol=0.05, rtol=0.05)
-
-
-@pytest.mark.parametrize("encoding", [Dense(), TopK(N, "float32")])
-def test_evaluation_equals_the_plain_formulas(dataset: Any, encoding: Encoding) -> None:
-    teacher, student = TableTeacher(), BagOfBigrams()
-    evaluator = Evaluator(dataset, teacher.answer, Asking(encoding, 1.0, N, "f", "bypass"), max_bytes=10**6)
-    evaluation = evaluator.evaluate(student)
-    assert evaluation is not None
-    batch = make_batch(dataset.samples)
-    ids = batch.input_ids.flatten()[batch.rows]
-    with torch.no_grad():
-        s = student.head(student.row_states(batch))[:, :N].double()
-    t = teacher_logits(tuple(ids.tolist())).double()
-    kl = functional.kl_div(s.log_softmax(-1), t.log_softmax(-1), reduction="batchmean", log_target=True)
-    assert evaluation.kl == pytest.approx(float(kl), rel=1e-5)
-    assert evaluation.agreement == pytest.approx(float((s.argmax(-1) == t.argmax(-1)).double().mean()))
-    assert evaluation.perplexity == pytest.approx(math.exp(float(functional.cross_entropy(s, batch.labels))), rel=1e-5)
-    if isinstance(encoding, Dense):
-        expected = math.exp(float(functional.cross_entropy(t, batch.labels)))
-        assert evaluation.perplexity_teacher == pytest.approx(expected, rel=1e-5)
-    else:
-        assert evaluation.perplexity_teacher is None
-    assert all(request.cache_mode == "bypass" and request.temperature == 1.0 for request in teacher.requests)
-
-
-def test_held_out_answers_are_asked_for_once_where_they_fit_and_each_time_where_not(dataset: Any) -> None:
-    for max_bytes, asked in ((10**6, 2), (10, 4)):
-        teacher = TableTeacher()
-        evaluator = Evaluator(dataset, teacher.answer, Asking(Dense(), 1.0, N, "f"), max_bytes)
-        assert evaluator.evaluate(BagOfBigrams()) == evaluator.evaluate(BagOfBigrams())
-        assert len(teacher.requests) == asked
-
-
-def test_evaluations_stand_in_the_journal_at_start_cadence_and_end(make: Make, dataset: Any, tmp_path: Path) -> None:
-    evaluator = Evaluator(dataset, TableTeacher().answer, Asking(Dense(), 1.0, N, "f"), 10**6)
-    make(evaluator=evaluator, cadence=Cadence(5, 2, 2, 9)).run()
-    assert [record["step"] for record in journal(tmp_path, "evaluation")] == [0, 2, 4, 5]
-    assert [record["step"] for record in journal(tmp_path)] == [2, 4, 5]
-    first, *_, last = journal(tmp_path, "evaluation")
-    assert last["kl"] < first["kl"]
 
 
 def test_head_and_loss_by_chunks_give_the_gradient_of_the_whole(dataset: Any, monkeypatch: pytest.MonkeyPatch) -> None:
