@@ -153,12 +153,12 @@ class Remote(Place):
         file = self._files.open(path, "wb")
         try:
             yield file
+            file.close()
         except BaseException:
             with contextlib.suppress(Exception):
                 file.discard()
             file.closed = True
             raise
-        file.close()
 
     def _delete(self, step: int, name: str) -> bool:
         try:
