@@ -6,7 +6,9 @@ step. Knows nothing of any tracker's own interface.
 
 from __future__ import annotations
 
+import contextlib
 import threading
+import time
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -79,13 +81,16 @@ class Tracker(Callback):
     def on_train_end(self, run: RunView, status: str) -> None:
         """Wait for the last figures, but not for long."""
         del run
-        if self._is_open:
-            self._put(lambda: self.close(status))
-        if self._thread is not None:
-            self._put(None)
-            self._thread.join(CLOSE_SECONDS)
-            if self._thread.is_alive():
-                _log.warning("tracker_left_behind", tracker=self._name, waited_seconds=CLOSE_SECONDS)
+        if self._thread is None:
+            return
+        deadline = time.monotonic() + CLOSE_SECONDS
+        with contextlib.suppress(Full):
+            if self._is_open:
+                self._queue.put(lambda: self.close(status), timeout=CLOSE_SECONDS)
+            self._queue.put(None, timeout=max(0.0, deadline - time.monotonic()))
+        self._thread.join(max(0.0, deadline - time.monotonic()))
+        if self._thread.is_alive():
+            _log.warning("tracker_left_behind", tracker=self._name, waited_seconds=CLOSE_SECONDS)
 
     def _send(self, run: RunView, event: str, fields: Mapping[str, Any]) -> None:
         line = {"event": event, **fields}
@@ -114,7 +119,7 @@ class Tracker(Callback):
         fields = {name: value for name, value in line.items() if name not in ("event", "step") and value is not None}
         self.write(line["step"], {f"{kind}/{name}": float(value) for name, value in fields.items()})
 
-    def _put(self, task: Callable[[], None] | None) -> None:
+    def _put(self, task: Callable[[], None]) -> None:
         try:
             self._queue.put_nowait(task)
         except Full:
