@@ -98,7 +98,8 @@ class CheckpointStore:
         self._raise()
         path = self.place.path(step)
         metadata = metadata_copy(path, metadata)
-        if background and (missing := self._snapshot.missing_bytes(tensors)) > free_memory(torch.device("cpu")):
+        missing = self._snapshot.missing_bytes(tensors) if background else 0
+        if missing and missing > free_memory(torch.device("cpu")):
             _log.warning(
                 "checkpoint_in_foreground", reason=f"a copy needs {missing} bytes of memory more than are free"
             )

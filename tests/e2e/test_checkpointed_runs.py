@@ -13,6 +13,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from student_worker.checkpoints.folder import Folder
+
 STEPS = 12
 
 
@@ -131,17 +133,20 @@ def test_a_full_disk_stops_the_run_and_what_is_resumed_has_the_same_bits(
 def test_a_damaged_newest_checkpoint_is_passed_over_and_the_bits_are_the_same(
     train: Any, struck_at: Any, undisturbed: Path, tmp_path: Path, name: str
 ) -> None:
-    with struck_at("mid-step@10=kill"):
-        struck = train(tmp_path / "run", **keys(eval_steps=0))
+    with struck_at("mid-step@11=kill"):
+        struck = train(tmp_path / "run", **keys(eval_steps=0, save_steps=2))
     assert struck.returncode == -9, struck.stderr
-    path = tmp_path / "run" / "checkpoint-8" / name
+    # The newest may not have been complete at the kill; those before it were.
+    newest = max(Folder(tmp_path / "run").steps())
+    assert newest >= 8
+    path = tmp_path / "run" / f"checkpoint-{newest}" / name
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 4
     path.write_bytes(data)
-    resumed = train(tmp_path / "run", "--resume", **keys(eval_steps=0))
+    resumed = train(tmp_path / "run", "--resume", **keys(eval_steps=0, save_steps=2))
     assert resumed.returncode == 0, resumed.stderr
     assert "checkpoint_damaged" in resumed.stderr
-    assert "checkpoint-8" in resumed.stderr
+    assert f"checkpoint-{newest}" in resumed.stderr
     assert_same_bits(tmp_path / "run", undisturbed)
 
 

@@ -117,7 +117,7 @@ def test_a_newer_format_is_a_stop_and_not_passed_over(place: Place, store: Check
 @pytest.mark.parametrize(
     "fields",
     [
-        {"files": {"../../outside.safetensors": {"bytes": 1, "blake2b": ""}}},
+        {"files": {"../../outside.safetensors": {"bytes": 1, "xxh3_128": ""}}},
         {"files": {}},
         {"files": {"tensors.safetensors": 3}},
         {"step": None},
