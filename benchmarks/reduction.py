@@ -6,9 +6,10 @@ Whole steps of real workers over gloo, by the exact sum and by the plain all-red
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
+import tempfile
+import time
+from contextlib import ExitStack
 from pathlib import Path
 
 from torch._C._distributed_c10d import TCPStore
@@ -16,6 +17,7 @@ from torch._C._distributed_c10d import TCPStore
 from benchmarks._measure import Timing
 from benchmarks._reduction_worker import BATCH_BLOCKS, BLOCK_TOKENS, SHARDS, Size
 from benchmarks._result import Result, Value
+from stillhouse.processes import Child
 from student_worker.network import use_interface_of
 from student_worker.sum_costs import sum_memory_bytes, sum_traffic_bytes
 
@@ -62,26 +64,18 @@ def _run(world_size: int, size: Size, rounds: int) -> tuple[int, dict[str, Timin
     """Run the workers of one world; return the number of parameters and each contestant's timing, as rank 0 saw it."""
     use_interface_of("127.0.0.1")
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent.parent)}
     argv = [sys.executable, "-m", "benchmarks._reduction_worker", str(store.port), str(world_size), str(rounds)]
     argv += [str(size.vocabulary), str(size.hidden), str(size.layers)]
-    workers = [
-        subprocess.Popen(
-            [*argv, str(rank)],
-            env=environment,
-            cwd=Path(__file__).parent.parent,
-            stdout=subprocess.PIPE if rank == 0 else subprocess.DEVNULL,
-            text=True,
-        )
-        for rank in range(world_size)
-    ]
-    try:
-        output, _ = workers[0].communicate(timeout=WORKER_SECONDS)
-        codes = [worker.wait(WORKER_SECONDS) for worker in workers]
-    finally:
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        workers = [
+            stack.enter_context(Child(f"worker {rank}", [*argv, str(rank)], folder / f"{rank}.log", environment))
+            for rank in range(world_size)
+        ]
+        deadline = time.monotonic() + WORKER_SECONDS
         for worker in workers:
-            worker.kill()
-    if any(codes):
-        raise RuntimeError(f"workers ended with {codes}")
-    answer = json.loads(output)
+            if worker.wait(deadline - time.monotonic()) != 0:
+                raise RuntimeError(f"{worker.name} ended with {worker.poll()}:\n{worker.tail()}")
+        answer = json.loads(workers[0].tail(1))
     return answer["elements"], {name: Timing(*seconds) for name, seconds in answer["seconds"].items()}
