@@ -20,7 +20,7 @@ from typing import Any
 
 from stillhouse.errors import ConfigurationError
 from stillhouse.version import __version__
-from student_worker.journal import Journal, write_whole
+from student_worker.journal import RESULT_FILE, Journal, write_whole
 from student_worker.recipe import Recipe
 
 RUN_FILE = "run.json"
@@ -100,7 +100,8 @@ def wait_for_siblings(recipe: Recipe, stopping: threading.Event) -> bool:
     Bounded: after `START_TOGETHER_SECONDS` it begins with those that are there, and the others join.
     """
     deadline = time.monotonic() + START_TOGETHER_SECONDS
-    missing = set(range(recipe.local_workers)) - {recipe.worker_index}
+    # One that was started by itself waits for nobody, whatever its number: its siblings have launchers of their own.
+    missing = set(range(recipe.local_workers)) - {recipe.worker_index} if recipe.local_workers > 1 else set()
     while True:
         missing = {index for index in missing if not _is_ready(_worker_file(recipe, index))}
         if not missing or time.monotonic() > deadline or stopping.wait(POLL_SECONDS):
@@ -117,6 +118,16 @@ def _is_ready(path: Path) -> bool:
         return bool(json.loads(path.read_text(encoding="utf-8"))["parent"] == os.getppid())
     except (OSError, ValueError, KeyError):
         return False
+
+
+def stopped_for(recipe: Recipe, step: int) -> str | None:
+    """Return what a callback stopped this run for after `step` steps, None if none did: such a run is over."""
+    try:
+        result = json.loads((recipe.output_dir / RESULT_FILE).read_text(encoding="utf-8"))
+        is_stopped = result["status"] == "stopped" and result["steps"] == step
+        return str(result["reason"]) if is_stopped else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def read_evaluations(output_dir: Path) -> list[dict[str, Any]]:

@@ -73,6 +73,10 @@ def test_workers_of_one_launcher_wait_for_each_other(tmp_path: Path, monkeypatch
     assert not wait_for_siblings(first, threading.Event()), "the file is of an earlier launch"
 
 
+def test_a_worker_that_was_started_by_itself_waits_for_nobody(tmp_path: Path) -> None:
+    assert wait_for_siblings(recipe(tmp_path, worker_index="1"), threading.Event())
+
+
 def test_a_run_that_goes_on_writes_over_the_steps_that_it_does_again(tmp_path: Path) -> None:
     journal = Journal(tmp_path)
     journal.add(event="evaluation", step=0, kl=9.0)
