@@ -74,6 +74,8 @@ class Parts:
     best: BestSoFar | None = None
     sample_log: Journal | None = None
     max_loss: float | None = None
+    stopped: str | None = None
+    """What an earlier start of this run was stopped for, after the steps that are done: it is over."""
     kept_mass: KeptMass = field(default_factory=KeptMass)
     seed: int = 0
     prefetch_steps: int = 2

@@ -19,7 +19,7 @@ from stillhouse.cli.main import EXIT_DONE, EXIT_INTERRUPTED
 from stillhouse.client import TeacherClient
 from stillhouse.credentials import channel_credentials
 from stillhouse.encoding_text import format_encoding
-from stillhouse.errors import GuardError, TeacherError
+from stillhouse.errors import CheckpointError, GuardError, StillhouseError, TeacherError
 from stillhouse.logs import configure_logging
 from stillhouse.models import pick_device, silence_transformers
 from stillhouse.version import __version__
@@ -30,7 +30,15 @@ from student_worker.determinism import only_deterministic_kernels
 from student_worker.elastic import GroupLostError
 from student_worker.journal import SAMPLES_FILE, Journal, write_result
 from student_worker.metrics import WorkerMetrics
-from student_worker.output import announce, check_output_dir, claim, has_begun, read_evaluations, wait_for_siblings
+from student_worker.output import (
+    announce,
+    check_output_dir,
+    claim,
+    has_begun,
+    read_evaluations,
+    stopped_for,
+    wait_for_siblings,
+)
 from student_worker.parts import Outcome, Parts
 from student_worker.patience import CLIENT_ATTEMPTS, Interrupted, PatientTeacher, TeacherAwayError
 from student_worker.preflight import Ready, identity, prepare_run
@@ -128,7 +136,8 @@ class _Run:
         head = assemble.fetch_head(ready, self._client, self._teacher)
         assemble.warm_up(recipe, ready)
         best = assemble.make_best(recipe, ready)
-        saving = RunSaving(open_store(recipe), state, best.metric if best else None)
+        awaits_best = recipe.load_best_model_at_end and recipe.lighthouse is not None
+        saving = RunSaving(open_store(recipe), state, best.metric if best else None, awaits_best=awaits_best)
         self._open_parts.callback(saving.close)
         saving.resume(goes_on=recipe.resume or recipe.lighthouse is not None)
         if recipe.export_initial and state.step == 0 and recipe.worker_index == 0:
@@ -159,6 +168,7 @@ class _Run:
                 best=best,
                 sample_log=Journal(recipe.output_dir, SAMPLES_FILE) if recipe.sample_log else None,
                 max_loss=recipe.max_loss,
+                stopped=stopped_for(recipe, state.step),
                 seed=recipe.seed,
                 prefetch_steps=recipe.prefetch_steps,
                 autocast=recipe.precision == "bfloat16",
@@ -172,9 +182,9 @@ class _Run:
             _log.warning("starting_without_all_workers", expected=recipe.local_workers)
         try:
             outcome = trainer.run()
-        except (GuardError, TeacherError):
+        except (GuardError, TeacherError) as error:
             if trainer.outcome.is_first:
-                saving.save()
+                self._fail(ready, state, trainer.outcome, saving, error)
             raise
         return self._end(ready, state, outcome, saving)
 
@@ -208,6 +218,18 @@ class _Run:
         write_result(self._recipe.output_dir, result)
         return EXIT_INTERRUPTED if outcome.interrupted else EXIT_DONE
 
+    def _fail(
+        self, ready: Ready, state: WorkerState, outcome: Outcome, saving: RunSaving, error: StillhouseError
+    ) -> None:
+        """Keep the steps that are done, and write what ended the run; that error is the one to be heard of."""
+        outcome.reason = str(error)
+        try:
+            saving.save()
+            saving.saved(wait=True)
+            write_result(self._recipe.output_dir, self._result(ready, state, outcome) | {"best": saving.best()})
+        except CheckpointError as refused:
+            _log.error("checkpoint_not_written", reason=str(refused))
+
     def _result(self, ready: Ready, state: WorkerState, outcome: Outcome) -> dict[str, Any]:
         recipe = self._recipe
         return {
@@ -227,7 +249,7 @@ class _Run:
             "evaluations": read_evaluations(recipe.output_dir),
             "recipe": recipe.result_keys(),
             "identity": state.identity,
-            "export_dir": None if outcome.interrupted else str(recipe.output_dir / "export"),
+            "export_dir": None if outcome.status in ("interrupted", "failed") else str(recipe.output_dir / "export"),
             "started": self._began,
             "ended": time.time(),
         }

@@ -35,13 +35,19 @@ class RunSaving:
         store: where.
         state: what.
         metric: the name of the figure that the best is the best by; None where nothing is evaluated.
+        awaits_best: whether the best must be complete before the next step. Where other workers go on after this one is
+            killed, what it had not written of an earlier step is lost, and with it the run's best weights.
     """
 
-    def __init__(self, store: CheckpointStore, state: WorkerState, metric: str | None) -> None:
+    def __init__(
+        self, store: CheckpointStore, state: WorkerState, metric: str | None, *, awaits_best: bool = False
+    ) -> None:
         self._store = store
         self._state = state
         self._metric = metric
+        self._awaits_best = awaits_best
         self._saved: int | None = None
+        self._saved_as_best = False
 
     def resume(self, *, goes_on: bool) -> None:
         """Load the newest sound checkpoint into the state, if there is one.
@@ -73,14 +79,18 @@ class RunSaving:
     def save(self, best: Best | None = None) -> None:
         """Begin to write the weights as they are, unless this worker has done so; none are written of step 0.
 
+        A checkpoint that was written before its evaluation (a stop came between) is written again if it is the best.
+
         Raises:
             CheckpointError: this checkpoint or one before it was refused.
         """
-        if self._state.step in (0, self._saved):
+        step = self._state.step
+        if step == 0 or (step == self._saved and (best is None or self._saved_as_best)):
             return
         tensors, metadata = self._state.state()
-        self._store.save(self._state.step, tensors, metadata, best=None if best is None else best.as_json())
-        self._saved = self._state.step
+        marked = None if best is None else best.as_json()
+        self._store.save(step, tensors, metadata, best=marked, background=best is None or not self._awaits_best)
+        self._saved, self._saved_as_best = step, best is not None
 
     def saved(self, *, wait: bool = False) -> Sequence[str]:
         """Return what has become complete since the last call; `wait` for what is under way.

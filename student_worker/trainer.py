@@ -39,7 +39,7 @@ class Trainer:
         self._membership = Membership(parts.state.step, 0, 1)
         self._is_alone = isinstance(parts.group, SoloGroup)
         self._knows_first = self._was_first = self._is_alone
-        self._stop_agreed = False
+        self._stop_agreed = parts.stopped is not None
         self._evaluated_at: int | None = None
         self._untold: Evaluation | None = None
         self._told_bytes = 0
@@ -47,6 +47,7 @@ class Trainer:
         ours = [parts.metrics, *([parts.best] if parts.best else [])]
         self._hooks = Hooks([*ours, *parts.callbacks], parts.view)
         self._hooks.keep_all(parts.state)
+        self._hooks.stop = parts.stopped
         parts.state.keep("trainer", self)
         if parts.sample_log is not None:
             parts.state.keep("samples", parts.sample_log)
