@@ -36,15 +36,15 @@ def fingerprint(*fields: str | bytes | float) -> str:
 def weights_fingerprint(tensors: Mapping[str, Tensor]) -> str:
     """Return the fingerprint of named tensors: names, dtypes, shapes and bits, whatever their order or device.
 
-    Tensors are hashed side by side (hashing lets go of the interpreter), each copied to the host alone.
+    Tensors are hashed side by side (hashing lets go of the interpreter), each taken and copied to the host alone.
     """
 
-    def one(item: tuple[str, Tensor]) -> str:
-        name, tensor = item
+    def one(name: str) -> str:
+        tensor = tensors[name]
         return fingerprint(name, str(tensor.dtype), repr(tuple(tensor.shape)), _tensor_digest(tensor))
 
     with ThreadPoolExecutor(max_workers=4, thread_name_prefix="fingerprint") as pool:
-        return fingerprint("weights", *pool.map(one, sorted(tensors.items())))
+        return fingerprint("weights", *pool.map(one, sorted(tensors)))
 
 
 def _tensor_digest(tensor: Tensor) -> bytes:

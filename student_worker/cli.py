@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from stillhouse.errors import ConfigurationError
+from student_worker.recipe import Recipe
 from student_worker.recipe_cli import app as recipe_app
 from student_worker.recipe_sources import ENV_PREFIX, Key, keys, load_recipe
 
@@ -30,13 +31,23 @@ def _verbs() -> None:
     """Train a student from its teacher."""
 
 
-def _train(recipe: Path | None = None, workers: int = 1, **flags: Any) -> None:
+def _train(
+    recipe: Path | None = None, workers: int = 1, plan: bool = False, as_json: bool = False, **flags: Any
+) -> None:
     """Train a student: alpha weighs cross-entropy, 1 - alpha weighs KL to the teacher.
 
     Keys come from flags, from STUDENT_* variables and from the recipe, in this order.
     """
     given = {name: value for name, value in flags.items() if value is not None and value != []}
     loaded = load_recipe(recipe, given, os.environ)
+    if as_json and not plan:
+        raise ConfigurationError("--json has no effect without --plan; drop it")
+    _check_workers(workers, loaded)
+    if plan:
+        from student_worker.plan_view import show_plan
+
+        show_plan(loaded, workers=workers, as_json=as_json)
+        return
     if workers == 1:
         from student_worker.run import run
 
@@ -44,11 +55,6 @@ def _train(recipe: Path | None = None, workers: int = 1, **flags: Any) -> None:
     from student_worker.launch import run_local
     from student_worker.output import check_output_dir
 
-    if workers > loaded.micro_shards:
-        raise ConfigurationError(
-            f"--workers {workers} is more than the {loaded.micro_shards} parts of a global batch, so that some would "
-            "have nothing to do; raise micro_shards"
-        )
     if "worker_index" in given:
         raise ConfigurationError("--workers numbers its workers itself; drop --worker-index")
     check_output_dir(loaded)
@@ -56,6 +62,14 @@ def _train(recipe: Path | None = None, workers: int = 1, **flags: Any) -> None:
     log_dir = loaded.output_dir / "logs"
     together = {f"{ENV_PREFIX}LOCAL_WORKERS": str(workers)}
     raise typer.Exit(run_local(workers, argv, log_dir=log_dir, lighthouse=loaded.lighthouse, environment=together))
+
+
+def _check_workers(workers: int, recipe: Recipe) -> None:
+    if workers > recipe.micro_shards:
+        raise ConfigurationError(
+            f"--workers {workers} is more than the {recipe.micro_shards} parts of a global batch, so that some would "
+            "have nothing to do; raise micro_shards"
+        )
 
 
 @app.command("lighthouse")
@@ -85,9 +99,13 @@ def _worker_argv(recipe: Path | None, flags: dict[str, Any]) -> list[str]:
 def _parameters() -> list[inspect.Parameter]:
     recipe = Annotated[Path | None, typer.Argument(help="A YAML file with the keys below.", show_default=False)]
     workers = Annotated[int, typer.Option("--workers", min=1, help="Workers on this host, one process each.")]
+    plan = Annotated[bool, typer.Option("--plan", help="Check everything, say what the run would take, and leave.")]
+    as_json = Annotated[bool, typer.Option("--json", help="With --plan: print it as JSON.")]
     return [
         inspect.Parameter("recipe", inspect.Parameter.POSITIONAL_OR_KEYWORD, default=None, annotation=recipe),
         inspect.Parameter("workers", inspect.Parameter.KEYWORD_ONLY, default=1, annotation=workers),
+        inspect.Parameter("plan", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=plan),
+        inspect.Parameter("as_json", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=as_json),
         *(
             inspect.Parameter(key.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=_annotation(key))
             for key in keys().values()

@@ -1,6 +1,6 @@
-"""What is checked and made before the first step: teacher, tokenizer, data, student, and that they fit together.
+"""What is made before the first step, once `checked` has found that all of it fits together: the student itself.
 
-Cheap checks come first, so that a wrong recipe is refused before any weight is loaded.
+What a run is known by, to its checkpoints and its other workers, is said here too.
 """
 
 from __future__ import annotations
@@ -10,18 +10,17 @@ from dataclasses import dataclass
 import structlog
 import torch
 
-from stillhouse.data import Order, Prepared, prepare
+from stillhouse.data import Prepared
 from stillhouse.encodings import Encoding
-from stillhouse.errors import ConfigurationError, RequestTooLongError
 from stillhouse.request import TeacherDescription
-from stillhouse.vocabulary import check_token_ids, shared_vocabulary, tokenizer_tokens
 from student_worker.batches import Asking
-from student_worker.encoding_choice import choose_encoding, warn_of_noise
-from student_worker.recipe import FixtureSpec, Recipe
-from student_worker.run_length import num_steps
+from student_worker.checked import Checked, check_run
+from student_worker.model_size import ModelSize
+from student_worker.plan import check_fits, make_plan, shown
+from student_worker.recipe import Recipe
 from student_worker.steps import Steps
 from student_worker.students.base import Student
-from student_worker.students.build import build_student, find_tokenizer
+from student_worker.students.build import build_student
 from student_worker.students.importance import MEASURED_SAMPLES
 from student_worker.threads import THREADS_KEY
 
@@ -30,13 +29,14 @@ _log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """Everything that a run trains with, checked."""
+    """Everything that a run trains with, checked. Sizes are those of configurations; see `ModelSize`."""
 
     teacher: TeacherDescription
+    teacher_size: ModelSize | None
     prepared: Prepared
     student: Student
+    student_size: ModelSize
     description: str
-    teacher_parameters: int | None
     dropped_layers: tuple[int, ...]
     vocabulary_size: int
     num_steps: int
@@ -44,54 +44,53 @@ class Ready:
     asking: Asking
     eval_encoding: Encoding
 
+    @property
+    def teacher_parameters(self) -> int | None:
+        """The teacher's parameters, None where its name leads to no model from here."""
+        return self.teacher_size.parameters if self.teacher_size else None
+
 
 def prepare_run(recipe: Recipe, teacher: TeacherDescription, device: torch.device) -> Ready:
-    """Make and check everything.
+    """Check everything, then make the student.
 
     Raises:
-        ConfigurationError: a recipe that does not fit the teacher.
+        ConfigurationError: a recipe that does not fit the teacher, the data or this machine.
         DataError: a corpus that cannot be used, or that holds ids beyond the shared vocabulary.
         VocabularyMismatchError: tokenizers that cannot be paired.
     """
-    _check_teacher(recipe, teacher)
-    tokenizer = find_tokenizer(recipe.tokenizer, recipe.student, teacher.model)
-    vocabulary_size = teacher.vocabulary_size
-    if teacher.tokens and not isinstance(recipe.student, FixtureSpec):
-        ours = tokenizer_tokens(tokenizer)
-        vocabulary_size = shared_vocabulary(teacher.tokens, ours, teacher_head_size=teacher.vocabulary_size)
-    else:
-        _log.warning("vocabulary_not_compared", reason="teacher or student has no tokens: sizes alone decide")
-    prepared = prepare(recipe.data, tokenizer)
-    train = prepared.train
-    order = Order(len(train), recipe.seed, train.fingerprint)
+    checked = check_run(recipe, teacher)
+    plan = make_plan(recipe, checked, device)
+    check_fits(plan, whole_disk=False)
+    if plan.disk.free is not None and plan.disk.needed > plan.disk.free:
+        _log.warning("disk_may_not_suffice", needed=shown(plan.disk.needed), free=shown(plan.disk.free))
+    return _make(recipe, checked, device)
+
+
+def _make(recipe: Recipe, checked: Checked, device: torch.device) -> Ready:
+    train, teacher = checked.prepared.train, checked.teacher
+    first_ids = checked.order.sample_ids(0, min(len(train), MEASURED_SAMPLES)).tolist()
     built = build_student(
         recipe.student,
-        tokenizer=tokenizer,
+        tokenizer=checked.tokenizer,
         teacher_model=teacher.model,
         teacher_vocabulary_size=teacher.vocabulary_size,
         seed=recipe.seed,
         device=device,
-        samples=(train[index] for index in order.sample_ids(0, min(len(train), MEASURED_SAMPLES)).tolist()),
+        samples=(train[index] for index in first_ids),
     )
-    vocabulary_size = min(vocabulary_size, built.student.vocabulary_size)
-    check_token_ids(prepared.manifest.max_token_id, vocabulary_size)
-    steps = num_steps(recipe, train, order)
-    encoding = choose_encoding("encoding", recipe.encoding, teacher, vocabulary_size)
-    warn_of_noise(encoding, recipe.temperature)
-    if recipe.warmup_steps > steps:
-        raise ConfigurationError(f"warmup_steps {recipe.warmup_steps} is more than the run's {steps} steps")
     return Ready(
         teacher=teacher,
-        prepared=prepared,
+        teacher_size=checked.teacher_size,
+        prepared=checked.prepared,
         student=built.student,
+        student_size=checked.sketch.size,
         description=built.description,
-        teacher_parameters=built.base_parameters if built.base_name == teacher.model else None,
         dropped_layers=built.dropped_layers,
-        vocabulary_size=vocabulary_size,
-        num_steps=steps,
-        steps=Steps(train, order, recipe.global_batch_size, recipe.micro_shards),
-        asking=Asking(encoding, recipe.temperature, vocabulary_size, teacher.fingerprint),
-        eval_encoding=choose_encoding("eval_encoding", recipe.eval_encoding, teacher, vocabulary_size),
+        vocabulary_size=checked.vocabulary_size,
+        num_steps=checked.num_steps,
+        steps=checked.steps,
+        asking=checked.asking,
+        eval_encoding=checked.eval_encoding,
     )
 
 
@@ -114,14 +113,3 @@ def identity(recipe: Recipe, ready: Ready) -> dict[str, str]:
 
 def _bits_depend_on_threads(recipe: Recipe, ready: Ready) -> bool:
     return recipe.reduction == "exact" and ready.student.device.type == "cpu"
-
-
-def _check_teacher(recipe: Recipe, teacher: TeacherDescription) -> None:
-    # Again once the shared vocabulary is known; what needs only the teacher is said before any weight is loaded.
-    choose_encoding("encoding", recipe.encoding, teacher, teacher.vocabulary_size)
-    choose_encoding("eval_encoding", recipe.eval_encoding, teacher, teacher.vocabulary_size)
-    if recipe.data.block_size > teacher.limits.max_sequence_tokens:
-        raise RequestTooLongError(
-            f"block_size {recipe.data.block_size} is over the teacher's limit of "
-            f"{teacher.limits.max_sequence_tokens} tokens a sequence; lower it"
-        )
