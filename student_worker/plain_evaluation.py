@@ -14,6 +14,7 @@ from stillhouse.data import PackedDataset
 from stillhouse.errors import DataError
 from student_worker.batches import NO_LABEL, make_batch
 from student_worker.evaluate import SAMPLES_PER_REQUEST
+from student_worker.figures import Calibration
 from student_worker.shard_step import CHUNK_ROWS
 from student_worker.students.base import Student
 
@@ -27,9 +28,10 @@ class PlainEvaluation:
 
     cross_entropy: float
     perplexity: float
+    calibration_error: float | None
     num_rows: int
 
-    def as_json(self) -> dict[str, float | int]:
+    def as_json(self) -> dict[str, float | int | None]:
         """Return the figures by name."""
         return asdict(self)
 
@@ -42,7 +44,7 @@ def evaluate_alone(student: Student, dataset: PackedDataset, vocabulary_size: in
         DataError: no row of the dataset has a label.
     """
     student.module.eval()
-    total, labelled = 0.0, 0
+    total, labelled, calibration = 0.0, 0, Calibration()
     samples = [sample for sample in (dataset[index] for index in range(len(dataset))) if sample.mask.any()]
     for start in range(0, len(samples), SAMPLES_PER_REQUEST):
         batch = make_batch(samples[start : start + SAMPLES_PER_REQUEST])
@@ -50,12 +52,14 @@ def evaluate_alone(student: Student, dataset: PackedDataset, vocabulary_size: in
         for row in range(0, batch.num_rows, CHUNK_ROWS):
             labels = batch.labels[row : row + CHUNK_ROWS].to(student.device)
             logits = student.head(states[row : row + CHUNK_ROWS]).float()[:, :vocabulary_size]
-            total += float(torch.nn.functional.cross_entropy(logits, labels, ignore_index=NO_LABEL, reduction="sum"))
+            each = torch.nn.functional.cross_entropy(logits, labels, ignore_index=NO_LABEL, reduction="none")
+            total += float(each.double().sum())
+            calibration.add(logits, labels)
             labelled += int((labels != NO_LABEL).sum())
     if labelled == 0:
         raise nothing_to_predict(dataset)
     mean = total / labelled
-    return PlainEvaluation(mean, math.exp(min(mean, LARGEST_EXPONENT)), labelled)
+    return PlainEvaluation(mean, math.exp(min(mean, LARGEST_EXPONENT)), calibration.error(), labelled)
 
 
 def nothing_to_predict(dataset: PackedDataset) -> DataError:

@@ -10,11 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
 from stillhouse.cli.named_tokenizer import open_tokenizer
 from stillhouse.data import DataSpec, PackedDataset, Prepared, prepare
 from stillhouse.encoding_text import format_encoding
 from stillhouse.encodings import Encoding, Hidden
 from stillhouse.errors import ConfigurationError, RequestTooLongError
+from stillhouse.kd.divergences import Divergence
 from stillhouse.models import load_causal_lm, pick_device, resolve_model
 from stillhouse.payloads import OutputHead
 from stillhouse.providers import TeacherLogitsProvider
@@ -31,7 +34,10 @@ from student_worker.students.causal_lm import CausalLMStudent
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What is to be evaluated, on what; `part` None is what is held out, else all there is."""
+    """What is to be evaluated, on what; `part` None is what is held out, else all there is.
+
+    `objective` is a run's: alpha and the divergence that 1 - alpha weighs. Without one no `loss` is told.
+    """
 
     student: str
     data: DataSpec
@@ -40,6 +46,7 @@ class Question:
     tokenizer: str | None = None
     encoding: str = "auto"
     device: str = "auto"
+    objective: tuple[float, Divergence] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,23 +101,30 @@ def evaluate_student(question: Question, teacher: Teacher | None) -> dict[str, A
     if teacher is None:
         return {**report, "figures": evaluate_alone(student, samples, size).as_json()}
     encoding = choose_encoding("eval_encoding", question.encoding, teacher.description, size)
-    figures = _beside_teacher(student, samples, size, teacher, encoding)
+    figures = _beside_teacher(student, samples, size, teacher, encoding, question.objective)
     return {**report, "encoding": format_encoding(encoding), "figures": figures}
 
 
 def _beside_teacher(
-    student: Student, samples: PackedDataset, size: int, teacher: Teacher, encoding: Encoding
+    student: Student,
+    samples: PackedDataset,
+    size: int,
+    teacher: Teacher,
+    encoding: Encoding,
+    objective: tuple[float, Divergence] | None,
 ) -> dict[str, Any]:
-    import torch
-
     head: OutputHead | None = None
     if isinstance(encoding, Hidden):
         head = teacher.provider.output_head().to(dtype=torch.float32, device=student.device)
     asking = Asking(encoding, 1.0, size, teacher.description.fingerprint, "bypass")
-    evaluation = Evaluator(samples, teacher.provider.answer, asking, 0, head).evaluate(student)
+    evaluator = Evaluator(samples, teacher.provider.answer, asking, 0, head, *(objective or ()))
+    evaluation = evaluator.evaluate(student)
     if evaluation is None:
         raise nothing_to_predict(samples)
-    return evaluation.as_json()
+    figures = evaluation.as_json()
+    if objective is None:
+        del figures["loss"]
+    return figures
 
 
 def _check_teacher(question: Question, teacher: TeacherDescription, tokens: tuple[str, ...]) -> int:

@@ -59,6 +59,7 @@ def _evaluate(
 
     A token is read from STILLHOUSE_TEACHER_TOKEN, else from STUDENT_TEACHER_TOKEN.
     """
+    from stillhouse.kd.divergences import Divergence
     from stillhouse.logs import configure_logging
     from stillhouse.models import silence_transformers
     from student_worker.evaluation_table import print_report
@@ -84,6 +85,7 @@ def _evaluate(
         tokenizer=tokenizer or (loaded.tokenizer if loaded else None),
         encoding=encoding or (loaded.eval_encoding if loaded else "auto"),
         device=device or (loaded.device if loaded else "auto"),
+        objective=(loaded.alpha, Divergence(loaded.loss, loaded.jsd_beta)) if loaded else None,
     )
     if address is None:
         report = evaluate_student(question, None)

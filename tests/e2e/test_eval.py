@@ -87,6 +87,7 @@ def test_an_export_has_the_very_figures_of_its_runs_last_evaluation(
     assert last["step"] == STEPS
     figures = {name: last[name] for name in report["figures"]}
     assert report["figures"] == figures
+    assert figures.keys() == last.keys() - {"event", "step"}
     assert figures.keys() >= {"cross_entropy", "perplexity", "kl", "agreement", "cross_entropy_teacher"}
     assert (report["data"]["part"], report["data"]["samples"]) == ("held_out", 6)
     for shown in ("KL(teacher || student)", f"{figures['kl']:.4f}", f"{figures['agreement']:.2%}", "held-out part"):
@@ -122,6 +123,8 @@ def test_the_cross_entropy_is_the_same_beside_a_teacher_and_alone(
     alone = evaluated(tmp_path / "2.json", export, "--recipe", recipe, "--no-teacher")["figures"]
     assert alone["cross_entropy"] == pytest.approx(beside["cross_entropy"], rel=1e-6)
     assert alone["perplexity"] == pytest.approx(beside["perplexity"], rel=1e-6)
+    assert alone["calibration_error"] == pytest.approx(beside["calibration_error"], rel=1e-6)
+    assert {"loss", "kl"} <= beside.keys() - alone.keys()
 
 
 def test_the_teacher_itself_is_at_no_distance(tiny_llama_folder: Path, recipe: Path, tmp_path: Path) -> None:
