@@ -12,21 +12,20 @@ from __future__ import annotations
 import logging
 import os
 import threading
-import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future, wait
 from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch._C._distributed_c10d import TCPStore
 
-from stillhouse.errors import ConfigurationError, StillhouseError
+from stillhouse.errors import ConfigurationError
 from student_worker.group import Group, Membership, Metadata, SoloGroup, TrainingState
 from student_worker.introductions import Introduction
 from student_worker.network import local_address, split_address, use_interface_of
-from student_worker.prefetch import Interrupted
+from student_worker.quorum import GroupLostError, Quorums
 from student_worker.reduction import GradientSum, sum_scalars
 
 if TYPE_CHECKING:
@@ -42,16 +41,7 @@ CALM_STEPS = 100
 MAX_FAILURES = 30
 """A worker gives up after this many steps in a row that did not count, and may be started anew."""
 
-LEAVE_SECONDS = 5.0
-"""A worker that is told to stop while it waits for a quorum leaves without one after so long: peers may be about to
-count on it, but a lighthouse that is away must not hold it."""
-POLL_SECONDS = 0.1
-
 _log = logging.getLogger(__name__)
-
-
-class GroupLostError(StillhouseError):
-    """This worker could not take part any more; started anew, it heals from its peers or the last checkpoint."""
 
 
 class ElasticGroup(Group):
@@ -71,14 +61,14 @@ class ElasticGroup(Group):
         device: where gradients live: gloo on "cpu", NCCL on "cuda".
         timeout_seconds: how long peers wait for each other between `start_step` and `commit`; at least five times
             what the slowest worker computes in between.
-        quorum_timeout_seconds: how long a worker waits for a quorum, the lighthouse being there.
-        quorum_retries: how often a lighthouse that is away is asked again.
+        quorum_timeout_seconds: how long one attempt at a quorum may take; then follows the next.
+        quorum_retries: how often a lighthouse that is away is asked again in one attempt.
         stopping: once it is set, the step under way is this worker's last.
         on_commit: called with the number of committed steps after each.
 
     Raises:
         ConfigurationError: If the lighthouse's address cannot be used.
-        GroupLostError: If nobody answers there; it may come.
+        GroupLostError: If nobody answered there for a long time; it may come.
     """
 
     def __init__(
@@ -127,31 +117,29 @@ class ElasticGroup(Group):
         self._transport = StateTransport(address, token, transfer_timeout_seconds=self._max_timeout.total_seconds())
         # Kept: the store lives as long as this object, and with it the worker's place in the quorum.
         self._store = TCPStore(address, 0, is_master=True, wait_for_workers=False)
-        try:
-            self._manager = Manager(
-                pg=self._processes,
-                load_state_dict=lambda pair: state.load(*pair),
-                state_dict=state.state,
-                min_replica_size=1,
-                use_async_quorum=False,
-                init_sync=False,
-                timeout=self._timeout,
-                quorum_timeout=timedelta(seconds=quorum_timeout_seconds),
-                connect_timeout=CONNECT_TIMEOUT,
-                rank=0,
-                world_size=1,
-                store_addr=address,
-                store_port=self._store.port,
-                lighthouse_addr=f"http://{host}:{port}",
-                replica_id=worker_id,
-                hostname=address,
-                checkpoint_transport=self._transport,
-                quorum_retries=quorum_retries,
-            )
-        except (RuntimeError, TimeoutError) as error:
-            raise GroupLostError(
-                f"lighthouse {host}:{port} cannot be reached: {error}; start it, or name it"
-            ) from error
+        make_manager = partial(
+            Manager,
+            pg=self._processes,
+            load_state_dict=lambda pair: state.load(*pair),
+            state_dict=state.state,
+            min_replica_size=1,
+            use_async_quorum=False,
+            init_sync=False,
+            timeout=self._timeout,
+            quorum_timeout=timedelta(seconds=quorum_timeout_seconds),
+            connect_timeout=CONNECT_TIMEOUT,
+            rank=0,
+            world_size=1,
+            store_addr=address,
+            store_port=self._store.port,
+            lighthouse_addr=f"http://{host}:{port}",
+            replica_id=worker_id,
+            hostname=address,
+            checkpoint_transport=self._transport,
+            quorum_retries=quorum_retries,
+        )
+        self._quorums = Quorums(make_manager, f"{host}:{port}", self._device, self._stopping)
+        self._manager = self._quorums.manager
         self._manager.load_state_dict({"step": step, "batches_committed": 0})
 
     def start_step(self) -> Membership:
@@ -169,7 +157,7 @@ class ElasticGroup(Group):
             step = self._manager.current_step()
             run, token = self._run
             self._processes.introduction = Introduction(run, token, step, self._established)
-            self._await_quorum(step)
+            self._quorums.form(step)
             failure = self._manager.errored()
             if failure is None:
                 break
@@ -188,32 +176,6 @@ class ElasticGroup(Group):
             self._processes, membership.rank, membership.world_size, membership.step
         )
         return membership
-
-    def _await_quorum(self, step: int) -> None:
-        """Let torchft form the quorum in a thread: it cannot be interrupted, and this worker may be told to stop."""
-        formed: Future[None] = Future()
-
-        def form() -> None:
-            try:
-                if self._device.type == "cuda":
-                    torch.cuda.set_device(self._device)
-                self._manager.start_quorum()
-            except Exception as error:  # noqa: BLE001 - raised again below, in the thread that waits
-                formed.set_exception(error)
-            else:
-                formed.set_result(None)
-
-        threading.Thread(target=form, name="quorum", daemon=True).start()
-        told_to_stop: float | None = None
-        while not wait([formed], timeout=POLL_SECONDS).done:
-            if told_to_stop is None and self._stopping.is_set():
-                told_to_stop = time.monotonic()
-            if told_to_stop is not None and time.monotonic() > told_to_stop + LEAVE_SECONDS:
-                raise Interrupted
-        try:
-            formed.result()
-        except (RuntimeError, TimeoutError) as error:
-            raise GroupLostError(f"no quorum for step {step}: {error}") from error
 
     def reduce(self, tree: GradientSum, scalars: Tensor) -> tuple[Tensor, Tensor]:
         """Sum over all workers; zeros come back when a peer failed, and then `commit` answers False."""
