@@ -17,12 +17,16 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from torch import Tensor
+from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
+from torch.distributed.checkpoint.state_dict_saver import async_save, save
 
 from benchmarks._result import Result, Value
 from student_worker.checkpoints import CheckpointStore
+
+WAIT_SECONDS = 600.0
+"""A write that takes longer has failed."""
 
 Way = Callable[[int, dict[str, Tensor], Path], Callable[[], object]]
 """Begins to write the checkpoint of a step; what it returns waits for the end."""
@@ -60,11 +64,11 @@ def measure(quick: bool) -> Result:
         }
         for name in ways
     ]
-    stall, whole = ({name: median(times) for name, times in figures.items()} for figures in (stalls, wholes))
+    stall_of, whole_of = ({name: median(times) for name, times in each.items()} for each in (stalls, wholes))
     figures = {
-        "stall_background_over_foreground": stall["background"] / stall["foreground"],
-        "stall_over_torch_async": stall["background"] / stall["torch async_save"],
-        "whole_over_torch_async": whole["background"] / whole["torch async_save"],
+        "stall_background_over_foreground": stall_of["background"] / stall_of["foreground"],
+        "stall_over_torch_async": stall_of["background"] / stall_of["torch async_save"],
+        "whole_over_torch_async": whole_of["background"] / whole_of["torch async_save"],
     }
     return Result("checkpoint", rounds, rows, figures)
 
@@ -94,16 +98,16 @@ class _Ours:
 
 def _torch_save(step: int, tensors: dict[str, Tensor], folder: Path) -> Callable[[], object]:
     del step
-    dcp.save(tensors, storage_writer=dcp.FileSystemWriter(folder, sync_files=True, overwrite=True))
+    save(tensors, storage_writer=FileSystemWriter(folder, sync_files=True, overwrite=True))
     return lambda: None
 
 
 def _torch_async_save(step: int, tensors: dict[str, Tensor], folder: Path) -> Callable[[], object]:
     del step
-    writer = dcp.FileSystemWriter(folder, sync_files=True, overwrite=True)
+    writer = FileSystemWriter(folder, sync_files=True, overwrite=True)
     stager = DefaultStager(StagingOptions(*[torch.cuda.is_available()] * 4))
-    future: Any = dcp.async_save(tensors, storage_writer=writer, async_stager=stager)
-    return future.result
+    future: Any = async_save(tensors, storage_writer=writer, async_stager=stager)
+    return lambda: future.result(WAIT_SECONDS)
 
 
 @contextmanager
