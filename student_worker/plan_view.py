@@ -72,6 +72,7 @@ def _table(plan: Plan) -> Table:
         ("  sum, fast", f"{shown(memory.sum_fast)}{_chosen(plan, 'fast')}"),
         ("  teacher's head", shown(memory.head)),
         ("  answers held", f"{shown(memory.prefetched)} ahead at most, {shown(memory.held_out)} held out"),
+        ("  checkpoint's copy", f"{shown(disk.checkpoint)} of the host's memory, where so much is free"),
         ("traffic, exact", f"{shown(plan.traffic_exact)} a worker and step{_chosen(plan, 'exact')}"),
         ("traffic, fast", f"{shown(plan.traffic_fast)} a worker and step{_chosen(plan, 'fast')}"),
         ("disk", f"{shown(disk.needed)} more, {'unknown' if disk.free is None else shown(disk.free)} free"),
