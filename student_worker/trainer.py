@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 import time
-from typing import Any
 
 import structlog
 import torch
@@ -19,8 +18,8 @@ from stillhouse.errors import GuardError
 from student_worker.callbacks import StepRecord
 from student_worker.callbacks.hooks import Hooks
 from student_worker.failpoints import fail_point
-from student_worker.figures import Evaluation
 from student_worker.group import Membership, SoloGroup
+from student_worker.milestones import Milestones
 from student_worker.parts import Outcome, Parts, Status
 from student_worker.prefetch import Interrupted, Key
 from student_worker.scalars import NUM_SCALARS, STOP, check_samples, sample_line, shard_scalars
@@ -38,28 +37,17 @@ class Trainer:
         # nothing twice (it computes a question once), and keeps waiting for it out of the step.
         self._membership = Membership(parts.state.step, 0, 1)
         self._is_alone = isinstance(parts.group, SoloGroup)
-        self._knows_first = self._was_first = self._is_alone
         self._stop_agreed = parts.stopped is not None
-        self._evaluated_at: int | None = None
-        self._untold: Evaluation | None = None
         self._told_bytes = 0
         parts.metrics.watch(parts.prefetcher)
         ours = [parts.metrics, *([parts.best] if parts.best else [])]
         self._hooks = Hooks([*ours, *parts.callbacks], parts.view)
         self._hooks.keep_all(parts.state)
         self._hooks.stop = parts.stopped
-        parts.state.keep("trainer", self)
         if parts.sample_log is not None:
             parts.state.keep("samples", parts.sample_log)
         self.outcome = Outcome(parts.state.step, is_first=parts.view.is_first)
-
-    def progress(self) -> dict[str, Any]:
-        """Return what a resumed run or a newcomer goes on from."""
-        return {"evaluated_at": self._evaluated_at}
-
-    def restore(self, progress: dict[str, Any]) -> None:
-        """Take over what `progress` returned."""
-        self._evaluated_at = progress["evaluated_at"]
+        self._milestones = Milestones(parts, self._hooks, self.outcome, knows_first=self._is_alone)
 
     def run(self) -> Outcome:
         """Train to the end, until a callback stops the run, or until `stopping` is set.
@@ -76,7 +64,7 @@ class Trainer:
             status = self._loop()
             if parts.view.is_first:
                 parts.saving.save(None)
-            self._tell_saved(wait=True)
+            self._milestones.tell_saved(wait=True)
             outcome.status, outcome.reason = status, self._hooks.stop if status == "stopped" else None
         finally:
             outcome.step = parts.state.step
@@ -88,7 +76,7 @@ class Trainer:
         parts.view.step = parts.state.step
         try:
             self._hooks.call("on_train_begin")
-            self._evaluate()
+            self._milestones.evaluate()
             while (status := self._status()) is None:
                 fail_point("between-steps", parts.state.step)
                 self._step()
@@ -122,7 +110,7 @@ class Trainer:
             _log.warning("step_not_committed", step=step + 1, world_size=membership.world_size)
             return
         fail_point("after-vote", step)
-        self._take_over()
+        self._milestones.take_over()
         if scalars[0, STOP] > 0:
             # Somebody wants to stop: this step is nobody's, and all stand where that one saw enough.
             self._stop_agreed = True
@@ -138,22 +126,12 @@ class Trainer:
         if parts.state.step != planned_step:
             parts.metrics.healed()
             _log.info("healed", step=parts.state.step, from_step=planned_step)
-            self._untold = None
+            self._milestones.forget()
         if (membership.rank, membership.world_size) != (known.rank, known.world_size):
             _log.info("membership", step=membership.step, rank=membership.rank, world_size=membership.world_size)
         parts.metrics.membership(membership.world_size)
         parts.view.is_first = self.outcome.is_first = membership.rank == 0
         return membership
-
-    def _take_over(self) -> None:
-        """Do, before the weights move, what waited for a first worker to be known, or what the last one died over."""
-        parts = self._parts
-        parts.view.step = parts.state.step
-        if self._untold is not None:
-            self._tell(self._untold)
-        if parts.view.is_first and not self._was_first:
-            self._save_if_due()
-        self._knows_first, self._was_first = True, parts.view.is_first
 
     def _keys(self, step: int) -> list[Key]:
         parts = self._parts
@@ -229,9 +207,7 @@ class Trainer:
         )
         self._told_bytes += record.answer_bytes
         self._hooks.call("on_step_end", record)
-        self._evaluate()
-        self._save_if_due()
-        self._tell_saved()
+        self._milestones.reach()
 
     def _guard(self, gradient: Tensor, losses: ShardLoss, reason: str) -> None:
         step, ceiling = self._parts.state.step + 1, self._parts.max_loss
@@ -251,43 +227,3 @@ class Trainer:
         if log is not None:
             log.add(step=step + 1, **sample_line(parts.group, self._membership.world_size, parts.steps.shard_ids(step)))
             log.flush(step=step + 1, writes=parts.view.is_first, sync=parts.cadence.save_at(step + 1))
-
-    def _evaluate(self) -> None:
-        """Evaluate if it is time to, and these weights were not evaluated already, before a resume."""
-        parts, step = self._parts, self._parts.state.step
-        if parts.evaluator is None or not parts.cadence.evaluate_at(step) or self._evaluated_at == step:
-            return
-        began = time.monotonic()
-        try:
-            evaluation = parts.evaluator.evaluate(parts.student, step)
-        except ValueError as error:
-            raise GuardError(f"the evaluation after step {step} is not finite: {error}. Lower learning_rate") from error
-        self.outcome.evaluation_seconds = time.monotonic() - began
-        if evaluation is None:
-            return
-        # Before the first quorum nobody knows who writes; the callbacks are told once that is known.
-        if self._knows_first or step >= parts.cadence.last_step:
-            self._tell(evaluation)
-        else:
-            self._untold = evaluation
-
-    def _tell(self, evaluation: Evaluation) -> None:
-        step = self._parts.state.step
-        self._untold, self._evaluated_at = None, step
-        self.outcome.evaluations.append((step, evaluation))
-        self._hooks.call("on_evaluate", evaluation)
-
-    def _save_if_due(self) -> None:
-        parts, step = self._parts, self._parts.state.step
-        best = parts.best.at(step) if parts.best else None
-        if best is None and not parts.cadence.save_at(step):
-            return
-        began = time.monotonic()
-        if parts.view.is_first:
-            parts.saving.save(best)
-        self.outcome.save_seconds = time.monotonic() - began
-        parts.metrics.checkpoint_seen()
-
-    def _tell_saved(self, *, wait: bool = False) -> None:
-        for address in self._parts.saving.saved(wait=wait):
-            self._hooks.call("on_save", address)
