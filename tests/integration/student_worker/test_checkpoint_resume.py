@@ -9,16 +9,11 @@ from typing import Any
 
 import pytest
 import structlog
-import torch
-from torch import nn
 
-from stillhouse.errors import CheckpointError, ConfigurationError
+from stillhouse.errors import CheckpointError
 from stillhouse.fingerprint import fingerprint
 from student_worker.checkpoints import Checkpoint, CheckpointStore, DamagedError, Place
 from student_worker.checkpoints.folder import Folder
-from student_worker.optimizer import StudentOptimizer
-from student_worker.saving import RunSaving
-from student_worker.state import WorkerState
 from tests.integration.student_worker.checkpoint_places import (
     KINDS,
     change,
@@ -180,40 +175,3 @@ def rewrite_state(place: Place, of_step: int, /, **fields: Any) -> None:
     del state["checksum"]
     state["checksum"] = fingerprint(json.dumps(state, sort_keys=True))
     change(place, name, json.dumps(state).encode())
-
-
-def make_state(**identity: str) -> WorkerState:
-    torch.manual_seed(0)
-    module = nn.Linear(4, 3)
-    return WorkerState(module, StudentOptimizer(module), {"recipe": "abc", "data": "def", **identity})
-
-
-def make_saving(place: Place, state: WorkerState) -> RunSaving:
-    return RunSaving(CheckpointStore(place), state, "loss")
-
-
-def test_a_run_of_another_recipe_is_refused_by_what_differs(tmp_path: Path) -> None:
-    state = make_state()
-    saving = make_saving(Folder(tmp_path), state)
-    state.step = 3
-    saving.save()
-    saving.saved(wait=True)
-    with pytest.raises(CheckpointError, match="its data is def, this one's is other"):
-        make_saving(Folder(tmp_path), make_state(data="other")).resume(goes_on=True)
-    again = make_state()
-    make_saving(Folder(tmp_path), again).resume(goes_on=True)
-    assert again.step == 3
-
-
-def test_a_new_run_does_not_begin_among_the_checkpoints_of_another(place: Place) -> None:
-    state = make_state()
-    saving = make_saving(place, state)
-    saving.resume(goes_on=False)
-    saving.save()
-    assert saving.saved(wait=True) == [], "there is nothing to save before the first step"
-    state.step = 3
-    saving.save()
-    saving.save()
-    assert saving.saved(wait=True) == [place.path(3)]
-    with pytest.raises(ConfigurationError, match=r"checkpoint-3 is there already.*--resume.*checkpoint_dir"):
-        make_saving(place, make_state()).resume(goes_on=False)
