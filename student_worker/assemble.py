@@ -22,6 +22,7 @@ from student_worker.callbacks.best import BestSoFar
 from student_worker.elastic import ElasticGroup
 from student_worker.evaluate import Evaluator, row_bytes
 from student_worker.group import Group, SoloGroup
+from student_worker.journal import read_result
 from student_worker.network import split_address
 from student_worker.optimizer import StudentOptimizer
 from student_worker.prefetch import Key, PatientTeacher, Piece, Prefetcher
@@ -173,10 +174,18 @@ def make_view(recipe: Recipe, state: WorkerState, cadence: Cadence) -> RunView:
         name=recipe.run_name or recipe.output_dir.resolve().name,
         step=state.step,
         max_steps=cadence.max_steps,
-        is_first=recipe.worker_index == 0,
+        is_first=recipe.worker_index == 0 or _is_to_be_ended(recipe, state, cadence),
         recipe=recipe.model_dump(mode="json"),
         identity=state.identity,
     )
+
+
+def _is_to_be_ended(recipe: Recipe, state: WorkerState, cadence: Cadence) -> bool:
+    """Tell whether all steps are done, and whoever did the last was killed before it had written what came of them."""
+    if state.step < cadence.last_step:
+        return False
+    result = read_result(recipe.output_dir) or {}
+    return (result.get("status"), result.get("steps")) != ("done", state.step)
 
 
 def make_best(recipe: Recipe, ready: Ready) -> BestSoFar | None:

@@ -5,6 +5,8 @@ Written aside and renamed, so that a folder is whole or not there at all.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
@@ -19,6 +21,9 @@ from stillhouse.errors import CheckpointError
 from stillhouse.version import __version__
 from student_worker.failpoints import fail_point
 from student_worker.students.base import ModelCard
+
+MAX_REPLACEMENTS = 8
+"""Workers that end one run at the same moment are as few."""
 
 
 def export_folder(
@@ -97,14 +102,19 @@ def _write(folder: Path, save: Callable[[Path], None], tokenizer: Any | None, re
 
 
 def _replace(aside: Path, folder: Path) -> None:
-    """Put a finished folder in the place of an earlier one."""
-    if not folder.exists():
-        aside.rename(folder)
-        return
-    earlier = aside.with_name(aside.name + "-earlier")
-    folder.rename(earlier)
-    aside.replace(folder)
-    shutil.rmtree(earlier, ignore_errors=True)
+    """Put a finished folder in the place of an earlier one; another worker may be doing the same."""
+    for attempt in range(MAX_REPLACEMENTS):
+        earlier = aside.with_name(f"{aside.name}-earlier-{attempt}")
+        with contextlib.suppress(FileNotFoundError):
+            folder.rename(earlier)
+        try:
+            aside.rename(folder)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST) or attempt == MAX_REPLACEMENTS - 1:
+                raise
+        shutil.rmtree(earlier, ignore_errors=True)
+        if not aside.exists():
+            return
 
 
 _OPEN_MODEL = """from transformers import AutoModelForCausalLM, AutoTokenizer

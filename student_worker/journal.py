@@ -11,6 +11,7 @@ import contextlib
 import json
 import math
 import os
+import secrets
 import shutil
 from collections import deque
 from pathlib import Path
@@ -139,7 +140,7 @@ class Journal:
         self._size = size + len(text)
 
     def _replace_from(self, offset: int, text: bytes) -> None:
-        aside = self.path.with_name(f".{self.path.name}.{os.getpid()}")
+        aside = _aside(self.path)
         try:
             with aside.open("wb") as file, self.path.open("rb") as source:
                 shutil.copyfileobj(source, file)
@@ -169,7 +170,7 @@ def write_whole(path: Path, text: str) -> None:
     Raises:
         CheckpointError: it could not be written.
     """
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    aside = _aside(path)
     try:
         aside.write_text(text, encoding="utf-8")
         aside.replace(path)
@@ -177,6 +178,19 @@ def write_whole(path: Path, text: str) -> None:
         with contextlib.suppress(OSError):
             aside.unlink()
         raise _not_written(path, error) from error
+
+
+def read_result(output_dir: Path) -> dict[str, Any] | None:
+    """Return what result.json says, None where it is not there or cannot be read."""
+    try:
+        return dict(json.loads((output_dir / RESULT_FILE).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def _aside(path: Path) -> Path:
+    # Not the process id: workers in containers share the folder, and often that number too.
+    return path.with_name(f".{path.name}.{secrets.token_hex(8)}")
 
 
 def _name(line: Line) -> tuple[int, str]:

@@ -18,12 +18,12 @@ GROW, SHRINK = "between-steps@6", "between-steps@14"
 
 @pytest.mark.long
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("survivor", [0, 2])
+@pytest.mark.parametrize(("survivor", "at_the_end"), [(0, ""), (2, ""), (2, ",mid-export@0=kill")])
 def test_one_worker_becomes_three_and_one_again(
-    survivor: int, scene: Scene, undisturbed: Proof, lighthouse: LighthouseProcess, tmp_path: Path
+    survivor: int, at_the_end: str, scene: Scene, undisturbed: Proof, lighthouse: LighthouseProcess, tmp_path: Path
 ) -> None:
-    """The survivor is the one that has written all along, or one that has never written before."""
-    points = f"{GROW}=hold,{SHRINK}=hold"
+    """The survivor has written all along, or never before; or it is killed before all is written, and comes back."""
+    points = f"{GROW}=hold,{SHRINK}=hold{at_the_end}"
     with Run(scene, tmp_path / "run", lighthouse=lighthouse.address, points=points) as run:
         run.start(0)
         run.until(lambda: run.struck_at(GROW) is not None, "the first six steps")
@@ -38,7 +38,8 @@ def test_one_worker_becomes_three_and_one_again(
         run.let_go(SHRINK)
         codes = run.end()
         assert codes == {f"worker-{index}": 0 if index == survivor else 143 for index in range(3)}, run.told()
-        assert all(place.starts == 1 for place in run.places.values())
+        starts = {name: place.starts for name, place in run.places.items()}
+        assert starts == dict.fromkeys(starts, 1) | ({f"worker-{survivor}": 2} if at_the_end else {})
         worlds = [size for size, _ in groupby(record["world_size"] for record in run.records())]
         assert (worlds[0], max(worlds), worlds[-1]) == (1, 3, 1)
         assert [record["world_size"] for record in run.records()][:6] == [1] * 6

@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from stillhouse.errors import CheckpointError
-from student_worker.export import export_folder
+from student_worker.export import _replace, export_folder
 from student_worker.students.base import ModelCard
 
 
@@ -46,3 +46,26 @@ def test_a_full_disk_is_said_and_the_earlier_export_stays(tmp_path: Path, fault:
         export_folder(folder, FullDisk(fault), None, torch.float32, card)
     assert [path.name for path in tmp_path.iterdir()] == ["export"]
     assert [path.name for path in folder.iterdir()] == ["config.json"]
+
+
+def test_workers_that_export_at_the_same_moment_are_not_in_each_others_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One finishes between another's look at the folder and its rename."""
+    folder = tmp_path / "export"
+    rename = Path.rename
+    others = iter((True, True, False))
+
+    def overtaken(self: Path, target: Path) -> Path:
+        if target == folder and next(others):
+            folder.mkdir()
+            (folder / "another.txt").touch()
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", overtaken)
+    aside = tmp_path / "aside"
+    aside.mkdir()
+    (aside / "ours.txt").touch()
+    _replace(aside, folder)
+    assert [path.name for path in folder.iterdir()] == ["ours.txt"]
+    assert [path.name for path in tmp_path.iterdir()] == ["export"]
