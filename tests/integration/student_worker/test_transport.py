@@ -138,7 +138,7 @@ def test_an_offer_withdrawn_in_the_middle_ends_without_its_trailer(make: Callabl
     got = [bytes(next(chunks)) for _ in range(2)]
     giver.disallow_checkpoint()
     got += map(bytes, chunks)
-    assert sum(map(len, got)) < offer.size - transport.DIGEST_BYTES
+    assert sum(map(len, got)) < offer.size - transport.TAG_BYTES
 
 
 class Impostor:
