@@ -64,6 +64,7 @@ def _evaluate(
     from stillhouse.models import silence_transformers
     from student_worker.evaluation_table import print_report
     from student_worker.student_evaluation import Question, Teacher, evaluate_student
+    from student_worker.threads import settle_threads
 
     if json_file is not None and not json_file.absolute().parent.is_dir():
         raise ConfigurationError(f"--json {json_file}: there is no such folder")
@@ -77,6 +78,8 @@ def _evaluate(
         raise ConfigurationError(f"{named[0]} has no effect without a teacher; name one by --teacher")
     configure_logging()
     silence_transformers()
+    if loaded is not None:
+        settle_threads(loaded)  # part of what makes the figures those of the run to the bit
     question = Question(
         student=student,
         revision=revision,

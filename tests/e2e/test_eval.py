@@ -7,6 +7,7 @@ import math
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,15 @@ def export(recipe: Path, student_environment: dict[str, str]) -> Path:
     done = command(student_environment, "student", "train", str(recipe))
     assert done.returncode == 0, done.stderr
     return recipe.parent / "run" / "export"
+
+
+@pytest.fixture(autouse=True)
+def _threads_as_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What is evaluated in this process takes over the threads of its run."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
 
 
 def command(environment: dict[str, str], *words: str) -> subprocess.CompletedProcess[str]:
