@@ -117,3 +117,21 @@ def test_early_stopping_and_the_trackers_go_through_two_lives_of_a_run(train: An
     assert [event.step for event in events.Scalars("train/loss")] == list(range(1, 7))
     assert [event.step for event in events.Scalars("eval/loss")] == [0, 2, 4, 6]
     assert list((folder / "wandb").glob("offline-run-*")), run.stderr
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("point", ["after-vote@4/0=kill", "mid-evaluation@5/0=kill", "after-vote@9/0=freeze:9"])
+def test_a_first_worker_that_is_lost_before_it_writes_leaves_no_line_missing_and_none_twice(
+    train: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, point: str
+) -> None:
+    """Killed between the vote and the line, killed in an evaluation, and frozen until the others are further on."""
+    monkeypatch.setenv("STILLHOUSE_FAILPOINTS", point)
+    monkeypatch.setenv("STILLHOUSE_FAILPOINTS_DIR", str(tmp_path))
+    folder = tmp_path / "run"
+    run = train(folder, "--sample-log", workers=2, eval_steps=5, save_steps=8)
+    assert run.returncode == 0, run.stderr
+    assert list(tmp_path.glob("*.struck")), "it was to be struck"
+    written = lines(folder / "metrics.jsonl")
+    assert [line["step"] for line in written if line["event"] == "step"] == list(range(1, 21))
+    assert evaluated(folder) == [0, 5, 10, 15, 20]
+    assert [line["step"] for line in lines(folder / "samples.jsonl")] == list(range(1, 21))
