@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from stillhouse.errors import ConfigurationError
+from student_worker.receipt_cli import app as receipt_app
 from student_worker.recipe import Recipe
 from student_worker.recipe_cli import app as recipe_app
 from student_worker.recipe_sources import ENV_PREFIX, Key, keys, load_recipe
@@ -24,6 +25,7 @@ app = typer.Typer(
 )
 
 app.add_typer(recipe_app, name="recipe")
+app.add_typer(receipt_app, name="receipt")
 
 
 @app.callback()
@@ -53,13 +55,13 @@ def _train(
 
         raise typer.Exit(run(loaded))
     from student_worker.launch import run_local
-    from student_worker.output import check_output_dir
+    from student_worker.output import check_output_dir, own_folder
 
     if "worker_index" in given:
         raise ConfigurationError("--workers numbers its workers itself; drop --worker-index")
     check_output_dir(loaded)
     argv = _worker_argv(recipe, given)
-    log_dir = loaded.output_dir / "logs"
+    log_dir = own_folder(loaded).output_dir / "logs"
     together = {f"{ENV_PREFIX}LOCAL_WORKERS": str(workers)}
     raise typer.Exit(run_local(workers, argv, log_dir=log_dir, lighthouse=loaded.lighthouse, environment=together))
 

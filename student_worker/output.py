@@ -7,6 +7,8 @@ checkpoint-120/     to resume from, unless checkpoint_dir is elsewhere
 best.json           which of them was the best on the held-out part
 initial/, export/   ordinary transformers folders, before and after
 result.json         what the run came to
+receipt.json        what ran, as proof
+smoke/              what a smoke run has left
 """
 
 from __future__ import annotations
@@ -25,10 +27,20 @@ from student_worker.recipe import Recipe
 
 RUN_FILE = "run.json"
 
+SMOKE_FOLDER = "smoke"
+"""Below output_dir, so that a smoke run is in no real run's way, whether before it or after."""
+
 START_TOGETHER_SECONDS = 120.0
 """Longer than the slowest of several workers takes to load, whose processor the others share."""
 
 POLL_SECONDS = 0.05
+
+
+def own_folder(recipe: Recipe) -> Recipe:
+    """Return the recipe of what is to be done now: a smoke run has a folder of its own."""
+    if recipe.smoke_steps is None:
+        return recipe
+    return recipe.model_copy(update={"output_dir": recipe.output_dir / SMOKE_FOLDER})
 
 
 def check_output_dir(recipe: Recipe) -> None:
@@ -41,8 +53,12 @@ def check_output_dir(recipe: Recipe) -> None:
         ConfigurationError: the folder is taken, or is no folder.
     """
     folder = recipe.output_dir
+    if recipe.smoke_steps is not None:
+        folder = folder.parent if folder.name == SMOKE_FOLDER else folder
     if folder.exists() and not folder.is_dir():
         raise ConfigurationError(f"output_dir {str(folder)!r} is no folder; name another")
+    if recipe.smoke_steps is not None:
+        return
     if (folder / RUN_FILE).exists() and not recipe.resume and recipe.lighthouse is None:
         raise ConfigurationError(
             f"output_dir {str(folder)!r} holds a run already; go on with it by --resume, or name another folder"
@@ -63,6 +79,8 @@ def claim(recipe: Recipe, identity: dict[str, str]) -> None:
     path = recipe.output_dir / RUN_FILE
     try:
         recipe.output_dir.mkdir(parents=True, exist_ok=True)
+        if recipe.smoke_steps is not None:
+            return  # nobody goes on with it
         if path.exists():
             _check_same(_read_identity(path), identity, recipe.output_dir)
         write_whole(path, json.dumps({"identity": identity, "version": __version__}, indent=2) + "\n")
@@ -88,10 +106,21 @@ def _check_same(theirs: dict[str, str], ours: dict[str, str], folder: Path) -> N
             )
 
 
-def announce(recipe: Recipe, address: str) -> None:
-    """Write where this worker serves its health and metrics, and that it is ready to train."""
-    content = {"http": address, "pid": os.getpid(), "parent": os.getppid()}
+def announce(recipe: Recipe, address: str, facts: dict[str, Any] | None = None) -> None:
+    """Write where this worker serves its health and metrics, that it is ready to train, and on what."""
+    content = {"http": address, "pid": os.getpid(), "parent": os.getppid(), "facts": facts}
     write_whole(_worker_file(recipe, recipe.worker_index), json.dumps(content) + "\n")
+
+
+def worker_facts(recipe: Recipe) -> dict[str, Any]:
+    """Return what every worker that has been here says that it trains on, by its number."""
+    found = {}
+    for path in sorted(recipe.output_dir.glob("worker-*.json")):
+        try:
+            found[path.stem.removeprefix("worker-")] = json.loads(path.read_text(encoding="utf-8"))["facts"]
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # of an earlier release, or being written
+    return {number: facts for number, facts in found.items() if facts}
 
 
 def wait_for_siblings(recipe: Recipe, stopping: threading.Event) -> bool:

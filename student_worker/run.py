@@ -22,12 +22,13 @@ from stillhouse.encoding_text import format_encoding
 from stillhouse.errors import CheckpointError, GuardError, StillhouseError, TeacherError
 from stillhouse.logs import configure_logging
 from stillhouse.models import pick_device, silence_transformers
-from stillhouse.version import __version__
 from student_worker import assemble
 from student_worker.app import HttpServer, bind, build_app
+from student_worker.cadence import Cadence
 from student_worker.callbacks.choose import check_callbacks, make_callbacks
 from student_worker.determinism import only_deterministic_kernels
 from student_worker.elastic import GroupLostError
+from student_worker.facts import collect_facts, device_facts
 from student_worker.journal import SAMPLES_FILE, Journal, write_result
 from student_worker.metrics import WorkerMetrics
 from student_worker.output import (
@@ -35,16 +36,21 @@ from student_worker.output import (
     check_output_dir,
     claim,
     has_begun,
-    read_evaluations,
+    own_folder,
     stopped_for,
     wait_for_siblings,
+    worker_facts,
 )
-from student_worker.parts import Outcome, Parts
+from student_worker.output_proof import prove
+from student_worker.parts import Outcome, Parts, SavesNothing
 from student_worker.patience import CLIENT_ATTEMPTS, Interrupted, PatientTeacher, TeacherAwayError
 from student_worker.preflight import Ready, identity, prepare_run
+from student_worker.receipt import Receipt
 from student_worker.recipe import Recipe
 from student_worker.reduction import gradient_sum
+from student_worker.result import make_result
 from student_worker.saving import RunSaving, open_store
+from student_worker.smoke import project
 from student_worker.state import WorkerState
 from student_worker.threads import settle_threads
 from student_worker.trainer import Trainer
@@ -62,6 +68,7 @@ def run(recipe: Recipe) -> int:
         StillhouseError: what stopped the run; the committed steps are in a checkpoint, if there were any.
     """
     check_output_dir(recipe)
+    recipe = own_folder(recipe)
     assemble.check_group(recipe)
     check_callbacks(recipe)
     configure_logging(worker=recipe.worker_index)
@@ -139,14 +146,18 @@ class _Run:
         awaits_best = recipe.load_best_model_at_end and recipe.lighthouse is not None
         saving = RunSaving(open_store(recipe), state, best.metric if best else None, awaits_best=awaits_best)
         self._open_parts.callback(saving.close)
-        saving.resume(goes_on=recipe.resume or recipe.lighthouse is not None)
+        facts, device = collect_facts(recipe, ready, state.identity), ready.student.device
+        metric = recipe.metric_for_best_model
+        self._receipt = Receipt(recipe.output_dir, facts, state, metric, lambda: worker_facts(recipe))
+        if recipe.smoke_steps is None:
+            saving.resume(goes_on=recipe.resume or recipe.lighthouse is not None)
         if recipe.export_initial and state.step == 0 and recipe.worker_index == 0:
             ready.student.export(recipe.output_dir / "initial", assemble.model_card(recipe, ready, 0))
         prefetcher = assemble.make_prefetcher(recipe, ready, self._teacher, self._stopping)
         self._open_parts.callback(prefetcher.close)
         cadence = assemble.make_cadence(recipe, ready)
-        callbacks = make_callbacks(recipe, cadence, evaluates=best is not None)
-        n, device = optimizer.num_parameters, ready.student.device
+        callbacks = [*make_callbacks(recipe, cadence, evaluates=best is not None), self._receipt]
+        n = optimizer.num_parameters
         trainer = Trainer(
             Parts(
                 student=ready.student,
@@ -164,7 +175,7 @@ class _Run:
                 stopping=self._stopping,
                 metrics=self._metrics,
                 callbacks=callbacks,
-                saving=saving,
+                saving=saving if recipe.smoke_steps is None else SavesNothing(),
                 best=best,
                 sample_log=Journal(recipe.output_dir, SAMPLES_FILE) if recipe.sample_log else None,
                 max_loss=recipe.max_loss,
@@ -175,18 +186,20 @@ class _Run:
                 part_size=recipe.per_device_train_batch_size,
             )
         )
-        announce(recipe, self._server.address)
+        announce(recipe, self._server.address, device_facts(device))
+        if recipe.worker_index == 0:
+            self._receipt.begin()
         self._say_start(ready, state)
         self._is_training.set()
         if not wait_for_siblings(recipe, self._stopping):
             _log.warning("starting_without_all_workers", expected=recipe.local_workers)
         try:
             outcome = trainer.run()
-        except (GuardError, TeacherError) as error:
+            return self._end(ready, state, outcome, saving, cadence)
+        except Exception as error:
             if trainer.outcome.is_first:
                 self._fail(ready, state, trainer.outcome, saving, error)
             raise
-        return self._end(ready, state, outcome, saving)
 
     def _say_start(self, ready: Ready, state: WorkerState) -> None:
         _log.info(
@@ -196,6 +209,8 @@ class _Run:
             student=ready.description,
             student_parameters=ready.student.num_parameters,
             teacher_parameters=ready.teacher_parameters,
+            student_flops_per_token=ready.student_size.flops_per_token,
+            teacher_flops_per_token=ready.teacher_size.flops_per_token if ready.teacher_size else None,
             vocabulary_size=ready.vocabulary_size,
             encoding=format_encoding(ready.asking.encoding),
             samples=len(ready.prepared.train),
@@ -204,52 +219,49 @@ class _Run:
             steps=ready.num_steps,
         )
 
-    def _end(self, ready: Ready, state: WorkerState, outcome: Outcome, saving: RunSaving) -> int:
+    def _end(self, ready: Ready, state: WorkerState, outcome: Outcome, saving: RunSaving, cadence: Cadence) -> int:
         """Write what the run came to: the first worker writes, the others only leave."""
+        recipe = self._recipe
+        code = EXIT_INTERRUPTED if outcome.interrupted else EXIT_DONE
         if not outcome.is_first:
-            return EXIT_INTERRUPTED if outcome.interrupted else EXIT_DONE
+            return code
+        result = make_result(recipe, ready, state, outcome) | {"started": self._began}
+        if recipe.smoke_steps is not None:
+            projection = project(cadence, outcome)
+            _log.info("smoke", **projection)
+            write_result(recipe.output_dir, result | {"smoke": projection, "ended": time.time()})
+            self._receipt.close("interrupted" if outcome.interrupted else "smoke", outcome.reason)
+            return code
         saving.save()
         saving.saved(wait=True)
-        result = self._result(ready, state, outcome) | {"best": saving.best()}
+        result |= {"best": saving.best()}
+        proof = None
         if not outcome.interrupted:
-            step = saving.load_best() if self._recipe.load_best_model_at_end else state.step
-            ready.student.export(self._recipe.output_dir / "export", assemble.model_card(self._recipe, ready, step))
+            step = saving.load_best() if recipe.load_best_model_at_end else state.step
+            ready.student.export(recipe.output_dir / "export", assemble.model_card(recipe, ready, step))
             result["exported_step"] = step
-        write_result(self._recipe.output_dir, result)
-        return EXIT_INTERRUPTED if outcome.interrupted else EXIT_DONE
+            proof = prove(recipe.output_dir / "export")
+        write_result(recipe.output_dir, result | {"ended": time.time()})
+        self._receipt.close(outcome.status, outcome.reason, proof)
+        return code
 
-    def _fail(
-        self, ready: Ready, state: WorkerState, outcome: Outcome, saving: RunSaving, error: StillhouseError
-    ) -> None:
+    def _fail(self, ready: Ready, state: WorkerState, outcome: Outcome, saving: RunSaving, error: Exception) -> None:
         """Keep the steps that are done, and write what ended the run; that error is the one to be heard of."""
-        outcome.reason = str(error)
+        starts_again = isinstance(error, GroupLostError | TeacherAwayError)
+        outcome.status = "interrupted" if starts_again else "failed"
+        outcome.reason = str(error) if isinstance(error, StillhouseError) else f"{type(error).__name__}: {error}"
         try:
-            saving.save()
-            saving.saved(wait=True)
-            write_result(self._recipe.output_dir, self._result(ready, state, outcome) | {"best": saving.best()})
+            if isinstance(error, GuardError | TeacherError) and self._recipe.smoke_steps is None:
+                saving.save()
+                saving.saved(wait=True)
+            write_result(self._recipe.output_dir, self._failed(ready, state, outcome, saving))
         except CheckpointError as refused:
-            _log.error("checkpoint_not_written", reason=str(refused))
+            _log.error("not_written", reason=str(refused))
+        try:
+            self._receipt.close(outcome.status, outcome.reason)
+        except CheckpointError as refused:
+            _log.error("not_written", reason=str(refused))
 
-    def _result(self, ready: Ready, state: WorkerState, outcome: Outcome) -> dict[str, Any]:
-        recipe = self._recipe
-        return {
-            "status": outcome.status,
-            "reason": outcome.reason,
-            "version": __version__,
-            "teacher": ready.teacher.model,
-            "teacher_parameters": ready.teacher_parameters,
-            "student": ready.description,
-            "student_parameters": ready.student.num_parameters,
-            "dropped_layers": list(ready.dropped_layers),
-            "vocabulary_size": ready.vocabulary_size,
-            "steps": state.step,
-            "max_steps": ready.num_steps,
-            "tokens": state.num_tokens,
-            "loss": outcome.losses.loss if outcome.losses else None,
-            "evaluations": read_evaluations(recipe.output_dir),
-            "recipe": recipe.result_keys(),
-            "identity": state.identity,
-            "export_dir": None if outcome.status in ("interrupted", "failed") else str(recipe.output_dir / "export"),
-            "started": self._began,
-            "ended": time.time(),
-        }
+    def _failed(self, ready: Ready, state: WorkerState, outcome: Outcome, saving: RunSaving) -> dict[str, Any]:
+        result = make_result(self._recipe, ready, state, outcome)
+        return result | {"started": self._began, "ended": time.time(), "best": saving.best()}
