@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
+import stat
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import pytest
@@ -79,6 +81,23 @@ def test_a_file_in_the_folders_place_is_said(tmp_path: Path) -> None:
         save(tmp_path / "run", 1)
     with pytest.raises(ConfigurationError, match=r"checkpoint_dir .* cannot be written"):
         CheckpointStore(tmp_path / "run").place.check_writable()
+
+
+@pytest.mark.parametrize(("number", "is_said"), [(errno.EINVAL, False), (errno.EIO, True)])
+def test_a_drive_that_cannot_sync_folders_will_do_but_a_failing_one_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, is_said: bool
+) -> None:
+    real = os.fsync
+
+    def sync(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(number, os.strerror(number))
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", sync)
+    with pytest.raises(CheckpointError, match="Input/output error") if is_said else nullcontext():
+        save(tmp_path, 1)
+    assert names(tmp_path) == (set() if is_said else {"checkpoint-1"})
 
 
 WRITER = """
