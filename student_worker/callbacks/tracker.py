@@ -7,6 +7,7 @@ step. Knows nothing of any tracker's own interface.
 from __future__ import annotations
 
 import contextlib
+import math
 import threading
 import time
 from abc import abstractmethod
@@ -20,6 +21,7 @@ import structlog
 from student_worker.cadence import Cadence
 from student_worker.callbacks.base import Callback, RunView, StepRecord
 from student_worker.figures import Evaluation
+from student_worker.journal import TAIL_LINES
 
 MAX_WAITING = 4096
 """Lines that wait for a slow tracker; those beyond are dropped, and said to be."""
@@ -105,7 +107,7 @@ class Tracker(Callback):
         if not self._is_open:
             self._is_open = True
             # The trainer goes on changing its own: the thread gets copies.
-            view, recent = replace(run), [dict(known) for known in self._recent() if not _is_same(known, line)]
+            view, recent = replace(run), [known for known in whole_steps(self._recent()) if not _is_same(known, line)]
             self._put(lambda: self._begin(view, recent, line))
         self._put(lambda: self._write(line))
 
@@ -116,8 +118,10 @@ class Tracker(Callback):
 
     def _write(self, line: Line) -> None:
         kind = {"step": "train", "evaluation": "eval"}[line["event"]]
-        fields = {name: value for name, value in line.items() if name not in ("event", "step") and value is not None}
-        self.write(line["step"], {f"{kind}/{name}": float(value) for name, value in fields.items()})
+        known = {name: value for name, value in line.items() if name not in ("event", "step") and value is not None}
+        # One that is not finite says that there is none: no teacher was asked, say.
+        figures = {f"{kind}/{name}": float(value) for name, value in known.items() if math.isfinite(value)}
+        self.write(line["step"], figures)
 
     def _put(self, task: Callable[[], None]) -> None:
         try:
@@ -143,6 +147,12 @@ class Tracker(Callback):
                     reason=f"{type(error).__name__}: {error}",
                     remedy="the run goes on without it; metrics.jsonl has every line",
                 )
+
+
+def whole_steps(recent: Sequence[Line]) -> list[Line]:
+    """Return copies of a run's last lines, without those of a step whose others may have been forgotten."""
+    is_cut = len(recent) >= TAIL_LINES
+    return [dict(line) for line in recent if not is_cut or line["step"] > recent[0]["step"]]
 
 
 def _is_same(one: Line, other: Line) -> bool:

@@ -12,7 +12,7 @@ from structlog.testing import capture_logs
 
 from stillhouse.errors import ConfigurationError
 from student_worker.cadence import Cadence
-from student_worker.callbacks import Callback, RunView, StepRecord
+from student_worker.callbacks import Callback, Evaluation, RunView, StepRecord
 from student_worker.callbacks import tracker as trackers
 from student_worker.callbacks.choose import check_callbacks, make_callbacks
 from student_worker.callbacks.lines import Lines
@@ -105,6 +105,26 @@ def test_a_new_first_worker_goes_on_with_tensorboard_and_adds_what_its_predecess
     second.leave()
     first.leave()
     assert scalars(tmp_path) == losses(5)
+
+
+def test_a_long_run_that_changes_hands_has_every_line_of_steps_and_evaluations_once(tmp_path: Path) -> None:
+    first, second = Worker(tmp_path, ToTensorBoard), Worker(tmp_path, ToTensorBoard)
+    figures = Evaluation(1.0, 2.0, 0.5, 3.0, 4.0, 0.1, None, None, None, 7)
+    for step in range(1, 20):
+        for worker in (first, second):
+            is_first = worker is first if step < 15 else worker is second
+            if worker is first and not is_first:
+                continue
+            worker.step(step, is_first=is_first)
+            for callback in worker.callbacks:
+                callback.on_evaluate(view(tmp_path, step, is_first=is_first), figures)
+        if step == 14:
+            first.die()
+    second.leave()
+    first.leave()
+    assert scalars(tmp_path) == losses(19)
+    assert [step for step, _ in scalars(tmp_path, "eval/kl")] == list(range(1, 20))
+    assert [step for step, _ in scalars(tmp_path, "eval/loss")] == list(range(1, 20))
 
 
 @pytest.fixture
