@@ -41,7 +41,8 @@ Train = Callable[..., Trained]
 @pytest.fixture(scope="module")
 def tiny_teacher(tiny_llama_folder: Path) -> Iterator[str]:
     """The address of a teacher in a thread of its own."""
-    opened, ports = threading.Event(), []
+    opened = threading.Event()
+    ports: list[int] = []
     stop: list[Callable[[], object]] = []
 
     async def serve() -> None:
@@ -139,7 +140,7 @@ def train(tiny_teacher: str, texts: Path, tmp_path_factory: pytest.TempPathFacto
             "torch_threads": 1,
             **keys,
         }
-        assert run_worker(Recipe(data=data, **chosen)) == 0
+        assert run_worker(Recipe.model_validate({"data": data, **chosen})) == 0
         lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
         steps = [record for record in map(json.loads, lines) if record.get("event") == "step"]
         return Trained(load_file(next((folder / "export").glob("*.safetensors"))), steps, folder)

@@ -206,7 +206,8 @@ def projected(monkeypatch: pytest.MonkeyPatch) -> list[torch.dtype]:
     """What an MLP's first projection came in, each time that it was computed while the student learns."""
     from transformers.models.llama.modeling_llama import LlamaMLP
 
-    original, dtypes = LlamaMLP.forward, list[torch.dtype]()
+    original: Any = LlamaMLP.forward
+    dtypes: list[torch.dtype] = []
 
     def forward(self: Any, x: Tensor) -> Tensor:
         if self.training:
