@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,8 +15,10 @@ import torch
 from safetensors.torch import load_file
 
 from student_worker.checkpoints.folder import Folder
+from student_worker.lighthouse import Lighthouse
 
 STEPS = 12
+RUN_SECONDS = 120.0
 
 
 def keys(**more: Any) -> dict[str, Any]:
@@ -161,4 +164,38 @@ def test_a_run_killed_while_it_writes_goes_on_with_the_same_bits(
     resumed = train(tmp_path / "run", "--resume", **keys(eval_steps=0))
     assert resumed.returncode == 0, resumed.stderr
     assert {path.name for path in (tmp_path / "run").glob("*checkpoint-*")} == {"checkpoint-8", "checkpoint-12"}
+    assert_same_bits(tmp_path / "run", undisturbed)
+
+
+@pytest.mark.long
+def test_where_one_host_cannot_write_its_worker_leaves_and_another_takes_over(
+    student_argv: Any, student_environment: dict[str, str], undisturbed: Path, tmp_path: Path
+) -> None:
+    """The two have folders of their own, as on two hosts; the first may make no file of more than 64 KiB."""
+    workers = []
+    with Lighthouse() as lighthouse:
+        for index, limit in ((0, "64"), (1, "unlimited")):
+            argv = student_argv(
+                tmp_path / "run",
+                checkpoint_dir=tmp_path / f"host-{index}",
+                lighthouse=lighthouse.address,
+                worker_index=index,
+                local_workers=2,
+                **keys(eval_steps=0),
+            )
+            environment = {**os.environ, **student_environment, "STUDENT_RUN_TOKEN": "of-this-run"}
+            command = ["bash", "-c", 'ulimit -f "$0"; exec "$@"', limit, *argv]
+            workers.append(
+                subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+            )
+        try:
+            said = [worker.communicate(timeout=RUN_SECONDS)[1] for worker in workers]
+        finally:
+            for worker in workers:
+                worker.kill()
+    assert [worker.returncode for worker in workers] == [2, 0], said
+    assert "File too large" in said[0].splitlines()[-1]
+    assert "Free space there or name another checkpoint_dir, and resume" in said[0]
+    assert not list((tmp_path / "host-0").iterdir())
+    assert {path.name for path in (tmp_path / "host-1").iterdir()} == {"checkpoint-8", f"checkpoint-{STEPS}"}
     assert_same_bits(tmp_path / "run", undisturbed)
