@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from stillhouse.data.packing import Packing, Sample, Segment, read_sample
 
-FORMAT_VERSION: Final = 1
+FORMAT_VERSION: Final = 2
 """Part of every cache key: raise it when the same corpus and settings would give other arrays."""
 
 MANIFEST: Final = "manifest.json"

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 import numpy as np
+import structlog
 from numpy.typing import NDArray
 
 from stillhouse.data.dataset import FORMAT_VERSION, MANIFEST, Manifest, Part, PartName
@@ -19,6 +20,8 @@ from stillhouse.data.held_out import Ranges, content_key, split
 from stillhouse.data.items import Encoded
 from stillhouse.data.packing import Packing, Sample, read_sample
 from stillhouse.errors import DataError
+
+_log = structlog.get_logger(__name__)
 
 CHUNK_TOKENS: Final = 1 << 22
 """Tokens looked at a time when the written corpus is read over."""
@@ -145,8 +148,7 @@ class CorpusWriter:
             if edge == 0 or edge == self.num_documents:
                 side = "sources" if edge == 0 else "held_out_sources"
                 raise DataError(f"{side} hold nothing to learn from; check the columns, and what is to be learnt")
-            starts, lengths = documents.starts, documents.lengths
-            return Ranges(starts[:edge], lengths[:edge]), Ranges(starts[edge:], lengths[edge:])
+            return _taken_apart(documents, np.asarray(self._keys, dtype=np.int64), edge)
         target = (layout.held_out_samples or 0) * layout.block_size
         if layout.held_out_fraction is not None:
             target = round(layout.held_out_fraction * documents.num_tokens)
@@ -154,6 +156,29 @@ class CorpusWriter:
             return documents, None
         keys = np.asarray(self._keys, dtype=np.int64)
         return split(documents, keys, corpus.token_ids, target_tokens=target, block_size=layout.block_size)
+
+
+def _taken_apart(documents: Ranges, keys: NDArray[np.int64], edge: int) -> tuple[Ranges, Ranges]:
+    """Return the documents before `edge`, and those from it on that are not among them: packed, equal texts may differ.
+
+    Raises:
+        DataError: there would be none.
+    """
+    starts, lengths = documents.starts, documents.lengths
+    own = ~np.isin(keys[edge:], keys[:edge])
+    if not own.any():
+        raise DataError(
+            f"held_out_sources share all of their {len(own)} document(s) with the training part: what is measured must "
+            "not be trained on; take them out of one"
+        )
+    if not own.all():
+        _log.warning(
+            "held_out_documents_dropped",
+            documents=int((~own).sum()),
+            of=len(own),
+            reason="the training sources hold them too, and what is measured must not be trained on",
+        )
+    return Ranges(starts[:edge], lengths[:edge]), Ranges(starts[edge:][own], lengths[edge:][own])
 
 
 class _WrittenCorpus:

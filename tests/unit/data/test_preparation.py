@@ -195,7 +195,7 @@ def test_a_damaged_corpus_in_the_cache_is_prepared_anew(
         case "manifest":
             manifest.write_text("{")
         case "version":
-            manifest.write_text(manifest.read_text().replace('"format_version": 1', '"format_version": 999'))
+            manifest.write_text(manifest.read_text().replace('"format_version": 2', '"format_version": 999'))
     assert open_prepared(done.folder) is None
     again = prepared(path, tokenizer, tmp_path / "cache")
     assert len(tokenised) == 80
@@ -235,8 +235,19 @@ def test_held_out_sources_are_a_part_of_their_own(tmp_path: Path, tokenizer: Any
 
 def test_held_out_sources_that_are_trained_on_are_refused(tmp_path: Path, tokenizer: Any) -> None:
     mine, theirs = corpus(tmp_path / "a.jsonl"), corpus(tmp_path / "b.jsonl", number=5)
-    with pytest.raises(DataError, match=r"share \d+ sample\(s\) with the training part .*must not be trained on"):
+    with pytest.raises(DataError, match=r"share all of their 5 document\(s\) with the training part.*must not be"):
         prepared(mine, tokenizer, tmp_path / "cache", held_out_sources=(str(theirs),))
+
+
+def test_a_held_out_document_that_is_trained_on_is_dropped_wherever_packing_puts_it(
+    tmp_path: Path, tokenizer: Any
+) -> None:
+    mine = corpus(tmp_path / "a.jsonl")
+    theirs = corpus(tmp_path / "b.jsonl", number=5, start=37)  # three of them are among the forty
+    done = prepared(mine, tokenizer, tmp_path / "cache", held_out_sources=(str(theirs),))
+    assert done.held_out is not None
+    assert len(documents(done.train, tokenizer)) == 40
+    assert documents(done.held_out, tokenizer) == [f"the mash is {n} in the still" for n in (40, 41)]
 
 
 def test_held_out_samples_that_also_stand_in_training_are_left_out(tmp_path: Path, tokenizer: Any) -> None:
