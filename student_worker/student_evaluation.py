@@ -18,7 +18,7 @@ from stillhouse.encoding_text import format_encoding
 from stillhouse.encodings import Encoding, Hidden
 from stillhouse.errors import ConfigurationError, RequestTooLongError
 from stillhouse.kd.divergences import Divergence
-from stillhouse.models import load_causal_lm, pick_device, resolve_model
+from stillhouse.models import pick_device
 from stillhouse.payloads import OutputHead
 from stillhouse.providers import TeacherLogitsProvider
 from stillhouse.request import TeacherDescription
@@ -27,6 +27,7 @@ from stillhouse.vocabulary import check_token_ids, shared_vocabulary, tokenizer_
 from student_worker.batches import Asking
 from student_worker.encoding_choice import choose_encoding
 from student_worker.evaluate import Evaluator
+from student_worker.open_model import open_model
 from student_worker.plain_evaluation import evaluate_alone, nothing_to_predict
 from student_worker.students.base import Student
 from student_worker.students.causal_lm import CausalLMStudent
@@ -67,18 +68,15 @@ def evaluate_student(question: Question, teacher: Teacher | None) -> dict[str, A
         TeacherError: the teacher has no answer.
     """
     device = pick_device(question.device)
-    _check_no_run_folder(Path(question.student))
-    tokenizer = open_tokenizer(
-        question.tokenizer or question.student, None if question.tokenizer else question.revision
-    )
+    name = _of_a_run_its_export(question.student)
+    tokenizer = open_tokenizer(question.tokenizer or name, None if question.tokenizer else question.revision)
     tokens = tokenizer_tokens(tokenizer)
     size = len(tokens)
     if teacher is not None:
         size = _check_teacher(question, teacher.description, tokens)
     prepared = prepare(question.data, tokenizer)
     samples = _choose_part(prepared, question.part)
-    model = load_causal_lm(resolve_model(question.student, revision=question.revision), dtype="float32", device=device)
-    student = CausalLMStudent(model, tokenizer)
+    student = _open_student(name, question.revision, device, tokenizer)
     size = min(size, student.vocabulary_size)
     check_token_ids(prepared.manifest.max_token_id, size)
     report: dict[str, Any] = {
@@ -140,11 +138,18 @@ def _check_teacher(question: Question, teacher: TeacherDescription, tokens: tupl
     return shared_vocabulary(teacher.tokens, tokens, teacher_head_size=teacher.vocabulary_size)
 
 
-def _check_no_run_folder(folder: Path) -> None:
-    if (folder / "export" / "config.json").is_file() and not (folder / "config.json").exists():
-        raise ConfigurationError(
-            f"student {str(folder)!r} is the folder of a run; name the student in it: {folder}/export"
-        )
+def _of_a_run_its_export(name: str) -> str:
+    folder = Path(name).expanduser()
+    return str(folder / "export") if (folder / "export").is_dir() and not (folder / "config.json").exists() else name
+
+
+def _open_student(name: str, revision: str | None, device: torch.device, tokenizer: Any) -> CausalLMStudent:
+    """Return the student in float32, as it is trained; adapters are merged into their base."""
+    model, _ = open_model(name, device=device, revision=revision)
+    model = model.float()
+    if hasattr(model, "merge_and_unload"):
+        model = model.merge_and_unload()
+    return CausalLMStudent(model, tokenizer)
 
 
 def _choose_part(prepared: Prepared, part: Literal["train", "held_out"] | None) -> PackedDataset:

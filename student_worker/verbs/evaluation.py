@@ -27,7 +27,8 @@ TOKEN_VARIABLES = ("STILLHOUSE_TEACHER_TOKEN", "STUDENT_TEACHER_TOKEN")
 
 def _evaluate(
     student: Annotated[
-        str, typer.Argument(help="A run's export folder, or any model: a folder, a hub name, a .gguf file, smollm2.")
+        str,
+        typer.Argument(help="A run's folder or its export, or any model: a folder, a hub name, a .gguf file, smollm2."),
     ],
     *,
     teacher: Annotated[str | None, typer.Option(help="The teacher's gRPC address; none: plain perplexity.")] = None,

@@ -135,6 +135,8 @@ def test_the_cross_entropy_is_the_same_beside_a_teacher_and_alone(
     assert alone["perplexity"] == pytest.approx(beside["perplexity"], rel=1e-6)
     assert alone["calibration_error"] == pytest.approx(beside["calibration_error"], rel=1e-6)
     assert {"loss", "kl"} <= beside.keys() - alone.keys()
+    of_the_run = evaluated(tmp_path / "3.json", export.parent, "--recipe", recipe, "--no-teacher")
+    assert of_the_run["figures"] == alone, "of a run's folder it is the export"
 
 
 def test_the_teacher_itself_is_at_no_distance(tiny_llama_folder: Path, recipe: Path, tmp_path: Path) -> None:
@@ -157,7 +159,6 @@ def test_the_teacher_itself_is_at_no_distance(tiny_llama_folder: Path, recipe: P
         (["EXPORT", "--data", "NOTES", "--part", "held_out"], "nothing is held out"),
         (["EXPORT", "--data", "NOTES", "--json", "/no/such/folder/x.json"], "no such folder"),
         (["./nowhere", "--data", "NOTES"], "'./nowhere' does not exist"),
-        (["RUN", "--data", "NOTES"], "name the student in it: EXPORT"),
         (["EXPORT", "--data", "NOTES", "--teacher", "127.0.0.1:1", "--timeout-seconds", "0.5"], "127.0.0.1:1"),
     ],
 )
