@@ -82,8 +82,9 @@ def claim(recipe: Recipe, identity: dict[str, str]) -> None:
         if recipe.smoke_steps is not None:
             return  # nobody goes on with it
         if path.exists():
-            _check_same(_read_identity(path), identity, recipe.output_dir)
-        write_whole(path, json.dumps({"identity": identity, "version": __version__}, indent=2) + "\n")
+            _check_same(_read_identity(path), identity, recipe.output_dir, _changed_keys(path, recipe))
+        content = {"identity": identity, "version": __version__, "recipe": recipe.result_keys()}
+        write_whole(path, json.dumps(content, indent=2) + "\n")
     except OSError as error:
         raise ConfigurationError(f"output_dir {str(recipe.output_dir)!r} cannot be written: {error}") from error
 
@@ -97,11 +98,23 @@ def _read_identity(path: Path) -> dict[str, str]:
         ) from error
 
 
-def _check_same(theirs: dict[str, str], ours: dict[str, str], folder: Path) -> None:
+def _changed_keys(path: Path, recipe: Recipe) -> str:
+    """Return which keys of the recipe are others than in the run that the folder holds, in words."""
+    try:
+        earlier = dict(json.loads(path.read_text(encoding="utf-8"))["recipe"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""  # of an earlier release, which wrote down the hash alone
+    now = json.loads(json.dumps(recipe.result_keys()))
+    changed = [f"{key} was {earlier.get(key)!r} and is {now[key]!r}" for key in now if earlier.get(key) != now[key]]
+    return f" ({'; '.join(changed)})" if changed else ""
+
+
+def _check_same(theirs: dict[str, str], ours: dict[str, str], folder: Path, changed: str = "") -> None:
     for key, value in ours.items():
         if theirs.get(key) != value:
+            also = changed if key == "recipe" else ""
             raise ConfigurationError(
-                f"output_dir {str(folder)!r} holds a run whose {key} is {theirs.get(key)}, and not {value}; "
+                f"output_dir {str(folder)!r} holds a run whose {key} is {theirs.get(key)}, and not {value}{also}; "
                 "give the recipe, data and teacher that it began with, or name another folder"
             )
 

@@ -12,7 +12,7 @@ import pytest
 
 from stillhouse.errors import CheckpointError, ConfigurationError
 from student_worker.journal import Journal, write_result
-from student_worker.output import announce, check_output_dir, claim, read_evaluations, wait_for_siblings
+from student_worker.output import announce, check_output_dir, claim, own_folder, read_evaluations, wait_for_siblings
 from student_worker.recipe import Recipe
 from student_worker.recipe_sources import load_recipe
 from student_worker.run import run
@@ -39,6 +39,21 @@ def test_a_folder_of_another_run_is_refused_by_what_differs(tmp_path: Path) -> N
     claim(recipe(tmp_path, resume=True), IDENTITY)
     with pytest.raises(ConfigurationError, match="whose data is def, and not other"):
         claim(recipe(tmp_path, resume=True), {**IDENTITY, "data": "other"})
+
+
+def test_the_keys_of_another_recipe_are_named(tmp_path: Path) -> None:
+    claim(recipe(tmp_path), IDENTITY)
+    with pytest.raises(ConfigurationError, match=r"recipe is abc, and not xyz \(seed was 42 and is 7\)"):
+        claim(recipe(tmp_path, resume=True, seed="7"), {**IDENTITY, "recipe": "xyz"})
+
+
+def test_a_smoke_run_neither_claims_the_folder_nor_minds_whose_it_is(tmp_path: Path) -> None:
+    claim(recipe(tmp_path / "run"), IDENTITY)
+    smoke = own_folder(recipe(tmp_path / "run", smoke_steps="3"))
+    check_output_dir(smoke)
+    claim(smoke, {"recipe": "other"})
+    assert smoke.output_dir == tmp_path / "run" / "smoke"
+    assert list(smoke.output_dir.iterdir()) == []
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"identity": 3}', b"\xff".decode("latin-1")])
