@@ -89,7 +89,7 @@ class Outcome:
     """What a run has come to.
 
     `is_first`: whether this worker had rank 0 at the last step. `reason`: what a callback stopped it for. Seconds are
-    of the newest of each, and of this process alone.
+    of this process alone: of its first steps, of its newest evaluation and checkpoint.
     """
 
     step: int

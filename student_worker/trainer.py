@@ -25,6 +25,9 @@ from student_worker.prefetch import Interrupted, Key
 from student_worker.scalars import NUM_SCALARS, STOP, check_samples, sample_line, shard_scalars
 from student_worker.shard_step import ShardLoss, shard_gradient
 
+MAX_TIMED_STEPS = 1000
+"""More tell a projection nothing, and a run may have millions."""
+
 _log = structlog.get_logger(__name__)
 
 
@@ -189,7 +192,8 @@ class Trainer:
         parts.state.num_tokens += counts.num_tokens
         seconds = time.monotonic() - began
         self.outcome.losses = losses
-        self.outcome.step_seconds.append(seconds)
+        if len(self.outcome.step_seconds) < MAX_TIMED_STEPS:
+            self.outcome.step_seconds.append(seconds)
         self._log_samples(step)
         record = StepRecord(
             step=step + 1,
