@@ -60,6 +60,7 @@ def test_a_receipt_proves_what_ran_and_what_came_out(train: Any, tmp_path: Path)
     assert "its checksum does not fit" in verify(folder).stderr
 
 
+@pytest.mark.long
 def test_a_run_that_a_guard_stops_has_a_receipt_that_says_so(train: Any, tmp_path: Path) -> None:
     run = train(tmp_path / "run", max_loss=1e-6)
     assert run.returncode == 3, run.stderr
@@ -70,6 +71,7 @@ def test_a_run_that_a_guard_stops_has_a_receipt_that_says_so(train: Any, tmp_pat
     assert "failed" in verify(tmp_path / "run").stderr
 
 
+@pytest.mark.long
 def test_a_killed_run_is_still_running_by_its_receipt_and_a_resumed_one_is_done(
     student_argv: Callable[..., list[str]], student_environment: dict[str, str], train: Any, tmp_path: Path
 ) -> None:
@@ -96,6 +98,7 @@ def test_a_killed_run_is_still_running_by_its_receipt_and_a_resumed_one_is_done(
     assert verify(folder).returncode == 0
 
 
+@pytest.mark.long
 def test_a_smoke_run_does_so_many_steps_says_how_long_all_take_and_is_in_nobodys_way(
     train: Any, tmp_path: Path
 ) -> None:
@@ -116,8 +119,22 @@ def test_a_smoke_run_does_so_many_steps_says_how_long_all_take_and_is_in_nobodys
     assert receipt_of(folder)["status"] == "done"
 
 
-@pytest.mark.parametrize("words", [["--plan"], []])
-def test_a_smoke_run_longer_than_the_run_is_refused(train: Any, tmp_path: Path, words: list[str]) -> None:
-    run = train(tmp_path / "run", *words, smoke_steps=500, max_steps=None, warmup_steps=0)
+@pytest.mark.long
+def test_a_smoke_run_longer_than_the_run_is_refused(train: Any, tmp_path: Path) -> None:
+    run = train(tmp_path / "run", smoke_steps=500, max_steps=None, warmup_steps=0)
     assert run.returncode == 2
     assert "smoke_steps 500 is more than the run's" in run.stderr
+
+
+@pytest.mark.long
+def test_data_that_has_changed_since_the_checkpoint_is_named(train: Any, corpus: Path, tmp_path: Path) -> None:
+    text = tmp_path / "notes.txt"
+    text.write_text((corpus / "notes.txt").read_text())
+    first = train(tmp_path / "run", data=text, held_out_samples=None)
+    assert first.returncode == 0, first.stderr
+    before = (tmp_path / "run" / "receipt.json").read_text()
+    text.write_text(text.read_text() + "\n\nand one run more")
+    resumed = train(tmp_path / "run", "--resume", data=text, held_out_samples=None)
+    assert resumed.returncode == 2, resumed.stderr
+    assert "holds a run whose data is" in resumed.stderr.splitlines()[-1]
+    assert (tmp_path / "run" / "receipt.json").read_text() == before, "what was proved stays proved"
