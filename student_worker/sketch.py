@@ -1,6 +1,6 @@
 """A student and its teacher as their configurations describe them: sizes, without a weight.
 
-Only folders that are there, and what the hub has, can be told: a teacher whose name says nothing here stays unknown.
+A student's folder is fetched where it isn't here, since the run needs it; a teacher that isn't here stays unknown.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from stillhouse.errors import ConfigurationError
-from stillhouse.models import resolve_model
+from stillhouse.models import SMOLLM2, resolve_model
 from stillhouse.request import TeacherDescription
 from student_worker.model_size import ModelSize, hollow_model, measure
 from student_worker.recipe import CausalLMSpec, FixtureSpec
@@ -77,9 +77,24 @@ def sketch_student(
 def sketch_teacher(teacher: TeacherDescription, *, block_tokens: int) -> ModelSize | None:
     """Return the size of a teacher, None where its name leads to no model from here."""
     try:
-        return measure(hollow_model(resolve_model(teacher.model)), block_tokens)
+        folder = _folder_here(teacher.model)
+        return None if folder is None else measure(hollow_model(folder), block_tokens)
     except ConfigurationError:
         return None
+
+
+def _folder_here(name: str) -> Path | None:
+    """Return the folder of a model's configuration, None where it isn't here: nothing is fetched only to be counted."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    if name == SMOLLM2 or Path(name).expanduser().exists():
+        return resolve_model(name)
+    try:
+        cached = try_to_load_from_cache(name, "config.json")
+    except HFValidationError:
+        return None
+    return Path(cached).parent if isinstance(cached, str) else None
 
 
 def _item_bytes(config: Any) -> int:
