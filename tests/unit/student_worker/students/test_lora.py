@@ -171,3 +171,11 @@ def test_peft_missing_is_said_with_its_extra(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(ConfigurationError, match=r"pip install 'stillhouse\[lora\]'"):
         adapted()
+
+
+@pytest.mark.parametrize("cut", [{"keep_layers": "0-1"}, {"keep_most_important": 2}], ids=lambda cut: next(iter(cut)))
+def test_adapters_alone_are_not_exported_over_a_base_that_nobody_has(cut: dict[str, Any]) -> None:
+    keys = {"kind": "causal_lm", "lora_r": 2, **cut}
+    assert CausalLMSpec.model_validate(keys).lora_export == "merged"
+    with pytest.raises(ValueError, match="this run's own; export it merged"):
+        CausalLMSpec.model_validate({**keys, "lora_export": "adapter"})
