@@ -13,8 +13,10 @@ from typing import Any, Literal, Self
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic.config import JsonDict
 
+from stillhouse.channel import check_address
 from stillhouse.data import DataSpec
 from student_worker import encoding_choice
+from student_worker.network import split_address
 from student_worker.recipe_checks import check_together
 from student_worker.schedule import SchedulerType
 from student_worker.student_spec import CausalLMSpec, FixtureSpec, Strict, StudentSpec
@@ -235,6 +237,19 @@ class Recipe(Strict):
     http_port: int = Field(
         8010, ge=0, le=65_535, description="Its port, plus worker_index; one that is taken: the next. 0: a free one."
     )
+
+    @field_validator("teacher")
+    @classmethod
+    def _check_teacher(cls, value: str) -> str:
+        check_address(value)
+        return value
+
+    @field_validator("lighthouse")
+    @classmethod
+    def _check_lighthouse(cls, value: str | None) -> str | None:
+        if value is not None:
+            split_address(value)
+        return value
 
     @field_validator("encoding", "eval_encoding")
     @classmethod

@@ -39,8 +39,9 @@ def explain(error: ValidationError, keys: Mapping[str, Key]) -> str:
             flag = next((known.name for known in keys.values() if list(known.path) == place), place[-1])
             lines.append(f"{key}: missing; give it in the recipe or as --{flag.replace('_', '-')}")
         else:
-            given = "" if isinstance(problem["input"], dict) else f"; got {short(problem['input'])}"
             message = _PLAINER.get(problem["type"], problem["msg"].removeprefix("Value error, "))
+            says_it = isinstance(problem["input"], dict) or repr(problem["input"]) in message
+            given = "" if says_it else f"; got {short(problem['input'])}"
             lines.append(f"{key}: {message}{given}")
     return "; ".join(lines)
 
