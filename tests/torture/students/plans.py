@@ -6,10 +6,14 @@ test kills the part, and lets it go on; so both are struck at the same moment, w
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 from student_worker.failpoints import Point
+from tests.torture.mix import scaled
+
+_Case = TypeVar("_Case")
 
 Part = Literal["worker", "all", "teacher", "valkey", "lighthouse"]
 How = Literal["alone", "meeting", "launched"]
@@ -108,6 +112,7 @@ PLANS = (
 )
 
 
-def chosen(count: int) -> list[Plan]:
-    """Return so many of the plans, evenly spread over the table."""
-    return [PLANS[index * len(PLANS) // count] for index in range(min(count, len(PLANS)))]
+def chosen(cases: Sequence[_Case], least: int = 1) -> list[_Case]:
+    """Return as many of the cases as the scale of this session asks for, evenly spread and always the same ones."""
+    count = min(scaled(len(cases), least), len(cases))
+    return [cases[index * len(cases) // count] for index in range(count)]

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from tests.torture.students.plans import chosen
 from tests.torture.students.proof import Proof, assert_same, prove
 from tests.torture.students.runs import Run
 from tests.torture.students.scene import STEPS, Scene, write_corpus
@@ -33,7 +34,7 @@ def other_weights(scene: Scene, tmp_path: Path) -> Path:
 
 @pytest.mark.long
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", chosen([2, 1]))
 def test_the_teacher_comes_back_with_other_weights(
     workers: int, scene: Scene, undisturbed: Proof, other_weights: Path, tmp_path: Path
 ) -> None:
@@ -86,7 +87,7 @@ def test_the_corpus_has_changed_since_the_checkpoint(scene: Scene, undisturbed: 
 
 @pytest.mark.long
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("difference", ["learning_rate", "token"])
+@pytest.mark.parametrize("difference", chosen(["learning_rate", "token"]))
 def test_a_stranger_comes_to_the_lighthouse(
     difference: str, scene: Scene, undisturbed: Proof, lighthouse: LighthouseProcess, tmp_path: Path
 ) -> None:

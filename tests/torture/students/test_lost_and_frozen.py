@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.torture.students.plans import chosen
 from tests.torture.students.proof import Proof, assert_same, prove
 from tests.torture.students.runs import Run
 from tests.torture.students.scene import STEPS, Scene
@@ -45,7 +46,7 @@ def test_everything_is_lost_at_once(
 
 @pytest.mark.long
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("frozen", [0, 1])
+@pytest.mark.parametrize("frozen", chosen([0, 1]))
 def test_a_frozen_worker_is_dropped_and_comes_back(
     frozen: int, scene: Scene, undisturbed: Proof, lighthouse: LighthouseProcess, tmp_path: Path
 ) -> None:
@@ -70,14 +71,16 @@ def test_a_frozen_worker_is_dropped_and_comes_back(
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     "points",
-    [
-        "before-vote@7/0=kill",
-        "after-vote@7/0=kill",
-        "after-vote@7/1=kill",
-        "after-vote@7/0=kill,after-vote@7/1=kill",
-        "before-vote@7/0=freeze:5",
-        "mid-export@0=kill",
-    ],
+    chosen(
+        [
+            "after-vote@7/0=kill",
+            "before-vote@7/0=kill",
+            "after-vote@7/1=kill",
+            "after-vote@7/0=kill,after-vote@7/1=kill",
+            "before-vote@7/0=freeze:5",
+            "mid-export@0=kill",
+        ]
+    ),
 )
 def test_a_worker_is_struck_around_the_vote_or_at_the_very_end(
     points: str, scene: Scene, undisturbed: Proof, lighthouse: LighthouseProcess, tmp_path: Path

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
 from itertools import product
@@ -13,7 +12,6 @@ from typing import get_args
 
 import pytest
 
-from tests.torture.mix import scaled
 from tests.torture.students.plans import GATES, PLANS, Part, Plan, Strike, chosen
 from tests.torture.students.proof import Proof, assert_same, prove
 from tests.torture.students.runs import Run
@@ -42,12 +40,11 @@ def test_the_plans_strike_every_phase_together_with_every_part() -> None:
             assert plan.how == "meeting" or strike.part != "lighthouse"
             every = {"mid-checkpoint": SAVE_STEPS, "mid-evaluation": EVAL_STEPS}.get(strike.phase, 1)
             assert (strike.step or 0) % every == 0
-    assert {chosen(count)[-1] in PLANS for count in range(1, 21)} == {True}
 
 
 @pytest.mark.long
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("plan", chosen(scaled(len(PLANS), 2)), ids=str)
+@pytest.mark.parametrize("plan", chosen(PLANS, least=2), ids=str)
 def test_a_run_that_was_struck_ends_with_the_same_bits(
     plan: Plan, scene: Scene, undisturbed: Proof, tmp_path: Path
 ) -> None:
@@ -84,11 +81,14 @@ def arrange(run: Run, plan: Plan, services: dict[str, Service]) -> None:
         run.whenever(partial(all_there, gate), partial(run.let_go, gate))
     for strike in plan.strikes:
         if strike.part != "worker":
-            run.whenever(held_at(run, strike), partial(kill, run, strike, services))
+            run.whenever(partial(is_due, run, strike, services), partial(kill, run, strike, services))
 
 
-def held_at(run: Run, strike: Strike) -> Callable[[], bool]:
-    return lambda: run.struck_at(strike.place) is not None
+def is_due(run: Run, strike: Strike, services: dict[str, Service]) -> bool:
+    """Tell whether a worker is held in the strike's phase, and what is to be killed is alive: it may have been struck
+    a moment ago.
+    """
+    return run.struck_at(strike.place) is not None and (strike.part == "all" or services[strike.part].is_up)
 
 
 def kill(run: Run, strike: Strike, services: dict[str, Service]) -> None:
