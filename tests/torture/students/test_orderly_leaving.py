@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import signal
-from collections import Counter
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -64,7 +63,9 @@ def test_all_are_told_to_leave(
         left_at = assert_stands_where_it_left(run)
         begin(run, workers, launched=launched)
         assert set(run.end().values()) == {0}, run.told()
-        assert Counter(begun_from(run)) == Counter({0: workers, left_at: workers})
+        # One that starts later than the others may find more steps done, or all of them.
+        begun = sorted(begun_from(run))
+        assert (begun[:workers], begun[workers], len(begun)) == ([0] * workers, left_at, 2 * workers)
         assert_same(prove(run, STEPS), undisturbed)
 
 
