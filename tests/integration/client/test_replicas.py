@@ -111,7 +111,8 @@ def test_a_replica_killed_under_load_loses_no_request(tmp_path: Path) -> None:
         with ThreadPoolExecutor(4) as pool:
             asking = [pool.submit(keep_asking, client, done) for _ in range(4)]
             time.sleep(1)
-            # Frozen first, so that calls are under way there when it dies: its answers are too quick to be met by chance.
+            # Frozen first, so that calls are under way there when it dies: its answers are too quick to be met
+            # by chance.
             victim.signal(SIGSTOP)
             time.sleep(0.5)
             victim.signal(SIGKILL)
