@@ -20,9 +20,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from student_worker.elastic import ElasticGroup
+from student_worker.elastic.elastic_group import ElasticGroup
+from student_worker.elastic.reduction import ShardTree
 from student_worker.prefetch import Interrupted
-from student_worker.reduction import ShardTree
 
 SHARDS = 4
 TOKEN = "recovery"  # noqa: S105 - of a run on one machine, for a minute

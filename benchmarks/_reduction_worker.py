@@ -16,9 +16,9 @@ from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks._measure import interleave
-from student_worker.collectives import ProcessGroupCollectives, process_group
+from student_worker.elastic.collectives import ProcessGroupCollectives, process_group
+from student_worker.elastic.reduction import GradientSum, gradient_sum, shard_range
 from student_worker.optimizer import StudentOptimizer
-from student_worker.reduction import GradientSum, gradient_sum, shard_range
 
 SHARDS = (4, 8)
 KINDS: tuple[Literal["fast", "exact"], ...] = ("fast", "exact")

@@ -19,7 +19,7 @@ from typing import Any
 
 from benchmarks._result import Result, Value
 from stillhouse.processes import Child
-from student_worker.lighthouse import Lighthouse
+from student_worker.elastic.lighthouse import Lighthouse
 
 STAYING = ("worker-0", "worker-1")
 VICTIM = "worker-2"

@@ -18,8 +18,8 @@ from benchmarks._measure import Timing
 from benchmarks._reduction_worker import BATCH_BLOCKS, BLOCK_TOKENS, SHARDS, Size
 from benchmarks._result import Result, Value
 from stillhouse.processes import Child
-from student_worker.network import use_interface_of
-from student_worker.sum_costs import sum_memory_bytes, sum_traffic_bytes
+from student_worker.elastic.network import use_interface_of
+from student_worker.elastic.sum_costs import sum_memory_bytes, sum_traffic_bytes
 
 WORLDS = (1, 2, 3)
 WORKER_SECONDS = 1200.0

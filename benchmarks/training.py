@@ -26,12 +26,12 @@ from stillhouse.request import LogitsRequest, Sequence, TeacherDescription
 from student_worker.batches import Asking
 from student_worker.cadence import Cadence
 from student_worker.callbacks import Callback, RunView, StepRecord
-from student_worker.group import SoloGroup
+from student_worker.elastic.group import SoloGroup
+from student_worker.elastic.reduction import gradient_sum
 from student_worker.optimizer import StudentOptimizer
 from student_worker.parts import Parts
 from student_worker.patience import PatientTeacher
 from student_worker.prefetch import Key, Piece, Prefetcher
-from student_worker.reduction import gradient_sum
 from student_worker.schedule import Schedule
 from student_worker.shard_step import Objective
 from student_worker.state import WorkerState

@@ -19,16 +19,16 @@ from stillhouse.version import __version__
 from student_worker.cadence import Cadence
 from student_worker.callbacks import RunView
 from student_worker.callbacks.best import BestSoFar
-from student_worker.elastic import ElasticGroup
-from student_worker.evaluate import Evaluator, row_bytes
-from student_worker.group import Group, SoloGroup
-from student_worker.journal import read_result
-from student_worker.network import split_address
+from student_worker.elastic.elastic_group import ElasticGroup
+from student_worker.elastic.group import Group, SoloGroup
+from student_worker.elastic.network import split_address
+from student_worker.evaluation.evaluate import Evaluator, row_bytes
 from student_worker.optimizer import StudentOptimizer
+from student_worker.planning.preflight import Ready
 from student_worker.prefetch import Key, PatientTeacher, Piece, Prefetcher
-from student_worker.preflight import Ready
 from student_worker.progress import report_progress
-from student_worker.recipe import Recipe
+from student_worker.recipe.schema import Recipe
+from student_worker.run_folder.journal import read_result
 from student_worker.schedule import Schedule
 from student_worker.shard_step import Objective
 from student_worker.state import WorkerState

@@ -16,9 +16,9 @@ import typer
 
 from stillhouse.errors import ConfigurationError
 from student_worker.receipt_cli import app as receipt_app
-from student_worker.recipe import Recipe
-from student_worker.recipe_cli import app as recipe_app
-from student_worker.recipe_sources import ENV_PREFIX, Key, keys, load_recipe
+from student_worker.recipe.cli import app as recipe_app
+from student_worker.recipe.schema import Recipe
+from student_worker.recipe.sources import ENV_PREFIX, Key, keys, load_recipe
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Train a student from its teacher."
@@ -46,7 +46,7 @@ def _train(
         raise ConfigurationError("--json has no effect without --plan; drop it")
     _check_workers(workers, loaded)
     if plan:
-        from student_worker.plan_view import show_plan
+        from student_worker.planning.view import show_plan
 
         show_plan(loaded, workers=workers, as_json=as_json)
         return
@@ -54,8 +54,8 @@ def _train(
         from student_worker.run import run
 
         raise typer.Exit(run(loaded))
-    from student_worker.launch import run_local
-    from student_worker.output import check_output_dir, own_folder
+    from student_worker.elastic.launch import run_local
+    from student_worker.run_folder.output import check_output_dir, own_folder
 
     if "worker_index" in given:
         raise ConfigurationError("--workers numbers its workers itself; drop --worker-index")
@@ -81,7 +81,7 @@ def _lighthouse(
     ready_file: Annotated[Path | None, typer.Option(help="Write the address here once it is bound.")] = None,
 ) -> None:
     """Run the lighthouse where workers on several hosts meet, until SIGTERM or Ctrl-C."""
-    from student_worker.lighthouse import serve
+    from student_worker.elastic.lighthouse import serve
 
     raise typer.Exit(serve(host, port, ready_file=ready_file))
 

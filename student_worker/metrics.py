@@ -10,7 +10,7 @@ import time
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from student_worker.callbacks.base import Callback, RunView, StepRecord
-from student_worker.figures import Evaluation
+from student_worker.evaluation.figures import Evaluation
 from student_worker.prefetch import Prefetcher
 
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)

@@ -10,7 +10,7 @@ from typing import Any
 
 from stillhouse.errors import GuardError
 from student_worker.callbacks.hooks import Hooks
-from student_worker.figures import Evaluation
+from student_worker.evaluation.figures import Evaluation
 from student_worker.parts import Outcome, Parts
 
 

@@ -10,15 +10,15 @@ from typing import Literal, Protocol
 from student_worker.cadence import Cadence
 from student_worker.callbacks import Callback, RunView
 from student_worker.callbacks.best import Best, BestSoFar
-from student_worker.evaluate import Evaluator
-from student_worker.figures import Evaluation
-from student_worker.group import Group
-from student_worker.journal import Journal
+from student_worker.elastic.group import Group
+from student_worker.elastic.reduction import GradientSum
+from student_worker.evaluation.evaluate import Evaluator
+from student_worker.evaluation.figures import Evaluation
 from student_worker.kept_mass import KeptMass
 from student_worker.metrics import WorkerMetrics
 from student_worker.optimizer import StudentOptimizer
 from student_worker.prefetch import Prefetcher
-from student_worker.reduction import GradientSum
+from student_worker.run_folder.journal import Journal
 from student_worker.schedule import Schedule
 from student_worker.shard_step import Objective, ShardLoss
 from student_worker.state import WorkerState

@@ -18,7 +18,7 @@ def _verbs() -> None:
 @app.command("verify")
 def _verify(folder: Annotated[Path, typer.Argument(help="The output_dir of a run.")]) -> None:
     """Hash the export again, and say whether it is what the run wrote; exit code 2 if not."""
-    from student_worker.receipt import verify
+    from student_worker.run_folder.receipt import verify
 
     receipt = verify(folder)
     output, files = receipt["output"], len(receipt["output"]["files"])

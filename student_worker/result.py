@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from stillhouse.version import __version__
-from student_worker.output import read_evaluations
 from student_worker.parts import Outcome
-from student_worker.preflight import Ready
-from student_worker.recipe import Recipe
+from student_worker.planning.preflight import Ready
+from student_worker.recipe.schema import Recipe
+from student_worker.run_folder.output import read_evaluations
 from student_worker.state import WorkerState
 
 

@@ -27,11 +27,18 @@ from student_worker.app import HttpServer, bind, build_app
 from student_worker.cadence import Cadence
 from student_worker.callbacks.choose import check_callbacks, make_callbacks
 from student_worker.determinism import only_deterministic_kernels
-from student_worker.elastic import GroupLostError
-from student_worker.facts import collect_facts, device_facts
-from student_worker.journal import SAMPLES_FILE, Journal, write_result
+from student_worker.elastic.elastic_group import GroupLostError
+from student_worker.elastic.reduction import gradient_sum
+from student_worker.elastic.threads import settle_threads
 from student_worker.metrics import WorkerMetrics
-from student_worker.output import (
+from student_worker.parts import Outcome, Parts, SavesNothing
+from student_worker.patience import CLIENT_ATTEMPTS, Interrupted, PatientTeacher, TeacherAwayError
+from student_worker.planning.preflight import Ready, identity, prepare_run
+from student_worker.recipe.schema import Recipe
+from student_worker.result import make_result
+from student_worker.run_folder.facts import collect_facts, device_facts
+from student_worker.run_folder.journal import SAMPLES_FILE, Journal, write_result
+from student_worker.run_folder.output import (
     announce,
     check_output_dir,
     claim,
@@ -41,18 +48,11 @@ from student_worker.output import (
     wait_for_siblings,
     worker_facts,
 )
-from student_worker.output_proof import prove
-from student_worker.parts import Outcome, Parts, SavesNothing
-from student_worker.patience import CLIENT_ATTEMPTS, Interrupted, PatientTeacher, TeacherAwayError
-from student_worker.preflight import Ready, identity, prepare_run
-from student_worker.receipt import Receipt
-from student_worker.recipe import Recipe
-from student_worker.reduction import gradient_sum
-from student_worker.result import make_result
+from student_worker.run_folder.output_proof import prove
+from student_worker.run_folder.receipt import Receipt
 from student_worker.saving import RunSaving, open_store
 from student_worker.smoke import project
 from student_worker.state import WorkerState
-from student_worker.threads import settle_threads
 from student_worker.trainer import Trainer
 
 EXIT_START_AGAIN = 1

@@ -13,7 +13,7 @@ import structlog
 from stillhouse.errors import CheckpointError, ConfigurationError
 from student_worker.callbacks.best import Best
 from student_worker.checkpoints import CheckpointStore
-from student_worker.recipe import Recipe
+from student_worker.recipe.schema import Recipe
 from student_worker.state import WorkerState
 
 _log = structlog.get_logger(__name__)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from stillhouse.errors import GuardError
-from student_worker.group import Group, Membership
+from student_worker.elastic.group import Group, Membership
 from student_worker.shard_step import ShardLoss
 
 NUM_SCALARS = 6

@@ -17,8 +17,8 @@ from torch import Tensor
 from stillhouse.errors import GuardError
 from student_worker.callbacks import StepRecord
 from student_worker.callbacks.hooks import Hooks
+from student_worker.elastic.group import Membership, SoloGroup
 from student_worker.failpoints import fail_point
-from student_worker.group import Membership, SoloGroup
 from student_worker.milestones import Milestones
 from student_worker.parts import Outcome, Parts, Status
 from student_worker.prefetch import Interrupted, Key

@@ -4,6 +4,6 @@ The names that a callback of somebody's own needs stand here; what comes with th
 """
 
 from student_worker.callbacks.base import Callback, RunView, StepRecord, Stop
-from student_worker.figures import Evaluation
+from student_worker.evaluation.figures import Evaluation
 
 __all__ = ["Callback", "Evaluation", "RunView", "StepRecord", "Stop"]

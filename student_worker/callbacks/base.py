@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from student_worker.figures import Evaluation
+from student_worker.evaluation.figures import Evaluation
 
 
 class Stop(Exception):  # noqa: N818 - nothing went wrong: a callback has seen enough

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from student_worker.callbacks.base import Callback, RunView, Stop
-from student_worker.figures import Evaluation
+from student_worker.evaluation.figures import Evaluation
 
 MetricName = Literal["loss", "kl", "cross_entropy"]
 

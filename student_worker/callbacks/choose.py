@@ -12,8 +12,8 @@ from student_worker.callbacks.lines import Lines
 from student_worker.callbacks.load import callback_classes, make
 from student_worker.callbacks.to_tensorboard import ToTensorBoard
 from student_worker.callbacks.to_wandb import ToWandb
-from student_worker.journal import Journal
-from student_worker.recipe import Recipe
+from student_worker.recipe.schema import Recipe
+from student_worker.run_folder.journal import Journal
 
 TRACKERS: dict[str, type[ToTensorBoard | ToWandb]] = {"tensorboard": ToTensorBoard, "wandb": ToWandb}
 

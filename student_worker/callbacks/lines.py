@@ -9,8 +9,8 @@ import structlog
 
 from student_worker.cadence import Cadence
 from student_worker.callbacks.base import Callback, RunView, StepRecord
-from student_worker.figures import Evaluation
-from student_worker.journal import Journal
+from student_worker.evaluation.figures import Evaluation
+from student_worker.run_folder.journal import Journal
 
 _log = structlog.get_logger(__name__)
 

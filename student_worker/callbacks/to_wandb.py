@@ -17,7 +17,7 @@ from stillhouse.errors import ConfigurationError
 from student_worker.cadence import Cadence
 from student_worker.callbacks.base import RunView
 from student_worker.callbacks.tracker import Figures, Line, Tracker
-from student_worker.journal import write_whole
+from student_worker.run_folder.journal import write_whole
 
 if TYPE_CHECKING:
     from wandb import Run

@@ -20,8 +20,8 @@ import structlog
 
 from student_worker.cadence import Cadence
 from student_worker.callbacks.base import Callback, RunView, StepRecord
-from student_worker.figures import Evaluation
-from student_worker.journal import TAIL_LINES
+from student_worker.evaluation.figures import Evaluation
+from student_worker.run_folder.journal import TAIL_LINES
 
 MAX_WAITING = 4096
 """Lines that wait for a slow tracker; those beyond are dropped, and said to be."""

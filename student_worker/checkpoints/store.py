@@ -22,7 +22,7 @@ from student_worker.checkpoints.layout import Checkpoint, DamagedError, folder_n
 from student_worker.checkpoints.place import Place
 from student_worker.checkpoints.remote import Remote
 from student_worker.checkpoints.snapshot import Snapshot
-from student_worker.resources import free_memory
+from student_worker.planning.resources import free_memory
 
 BEST_FILE = "best.json"
 WAIT_SECONDS = 1800.0

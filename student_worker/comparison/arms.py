@@ -17,11 +17,11 @@ from pydantic import ValidationError
 from stillhouse.encoding_text import parse_encoding
 from stillhouse.encodings import Candidates, TopK
 from stillhouse.errors import ConfigurationError
-from student_worker.journal import write_whole
-from student_worker.recipe import Recipe
-from student_worker.recipe_checks import holds_out
-from student_worker.recipe_errors import explain
-from student_worker.recipe_sources import keys
+from student_worker.recipe.checks import holds_out
+from student_worker.recipe.errors import explain
+from student_worker.recipe.schema import Recipe
+from student_worker.recipe.sources import keys
+from student_worker.run_folder.journal import write_whole
 
 CROSS_ENTROPY = "cross_entropy"
 """The name of the arm that learns from the labels alone."""

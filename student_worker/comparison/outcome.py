@@ -15,7 +15,7 @@ from stillhouse.errors import GuardError
 from stillhouse.version import __version__
 from student_worker.comparison.arms import CROSS_ENTROPY, Arm
 from student_worker.comparison.running import read_result
-from student_worker.journal import Journal
+from student_worker.run_folder.journal import Journal
 
 FIGURES = ("cross_entropy", "perplexity", "kl", "agreement")
 MUST_AGREE = ("data", "teacher", "vocabulary size")

@@ -20,9 +20,9 @@ from stillhouse.demo.measures import MetricsTail
 from stillhouse.errors import ConfigurationError, GuardError, StillhouseError
 from stillhouse.processes import Child
 from student_worker.comparison.arms import Arm, write_recipe
-from student_worker.journal import METRICS_FILE, RESULT_FILE
-from student_worker.output import RUN_FILE
-from student_worker.recipe_sources import ENV_PREFIX
+from student_worker.recipe.sources import ENV_PREFIX
+from student_worker.run_folder.journal import METRICS_FILE, RESULT_FILE
+from student_worker.run_folder.output import RUN_FILE
 
 POLL_SECONDS = 0.25
 STOP_GRACE_SECONDS = 120.0

@@ -13,7 +13,7 @@ import torch
 from stillhouse.data import Sample
 from stillhouse.errors import ConfigurationError
 from stillhouse.models import SMOLLM2, check_weights_finite, load_causal_lm, load_tokenizer, resolve_model
-from student_worker.recipe import CausalLMSpec, FixtureSpec
+from student_worker.recipe.schema import CausalLMSpec, FixtureSpec
 from student_worker.students.base import Student
 from student_worker.students.causal_lm import CausalLMStudent, checkpoint_activations
 from student_worker.students.dropout import check_dropout_acts, dropout_overrides

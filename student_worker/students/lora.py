@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from stillhouse.errors import ConfigurationError
 from student_worker.export import export_adapter, export_folder
-from student_worker.student_spec import CausalLMSpec
+from student_worker.recipe.student import CausalLMSpec
 from student_worker.students.base import ModelCard
 from student_worker.students.causal_lm import CausalLMStudent
 

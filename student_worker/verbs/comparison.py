@@ -39,8 +39,8 @@ def compare(
     from student_worker.comparison.page import write_page
     from student_worker.comparison.running import TeacherAwayError, run_arms
     from student_worker.comparison.table import terminal_table
-    from student_worker.journal import write_whole
-    from student_worker.recipe_sources import load_recipe
+    from student_worker.recipe.sources import load_recipe
+    from student_worker.run_folder.journal import write_whole
 
     if markdown is not None and not markdown.absolute().parent.is_dir():
         raise ConfigurationError(f"--markdown {markdown}: there is no such folder")

@@ -20,7 +20,7 @@ from stillhouse.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from stillhouse.client import TeacherClient
-    from student_worker.recipe import Recipe
+    from student_worker.recipe.schema import Recipe
 
 TOKEN_VARIABLES = ("STILLHOUSE_TEACHER_TOKEN", "STUDENT_TEACHER_TOKEN")
 
@@ -63,9 +63,9 @@ def _evaluate(
     from stillhouse.kd.divergences import Divergence
     from stillhouse.logs import configure_logging
     from stillhouse.models import silence_transformers
-    from student_worker.evaluation_table import print_report
-    from student_worker.student_evaluation import Question, Teacher, evaluate_student
-    from student_worker.threads import settle_threads
+    from student_worker.elastic.threads import settle_threads
+    from student_worker.evaluation.student import Question, Teacher, evaluate_student
+    from student_worker.evaluation.table import print_report
 
     if json_file is not None and not json_file.absolute().parent.is_dir():
         raise ConfigurationError(f"--json {json_file}: there is no such folder")
@@ -107,7 +107,7 @@ def _load(recipe: Path | None, data: Mapping[str, Any]) -> Recipe | None:
     if data:
         name = "data" if "sources" in data else next(iter(data)).replace("_", "-")
         raise ConfigurationError(f"--{name} is given, but the data is the recipe's; drop it, or --recipe")
-    from student_worker.recipe_sources import load_recipe
+    from student_worker.recipe.sources import load_recipe
 
     return load_recipe(recipe, {}, os.environ)
 

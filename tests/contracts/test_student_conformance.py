@@ -21,7 +21,7 @@ from torch import Tensor
 from stillhouse.fixtures import FixtureStudent
 from stillhouse.providers import StudentLogitsProvider, TokenBatch
 from student_worker.batches import Batch
-from student_worker.recipe import CausalLMSpec
+from student_worker.recipe.schema import CausalLMSpec
 from student_worker.students.base import ModelCard
 from student_worker.students.causal_lm import CausalLMStudent, checkpoint_activations
 from student_worker.students.conformance import StudentConformance

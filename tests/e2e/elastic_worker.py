@@ -24,9 +24,9 @@ from torch import Tensor, nn
 
 from stillhouse.errors import ConfigurationError
 from student_worker.checkpoints import CheckpointStore
-from student_worker.elastic import ElasticGroup, Group, SoloGroup
+from student_worker.elastic.elastic_group import ElasticGroup, Group, SoloGroup
+from student_worker.elastic.reduction import ShardTree
 from student_worker.prefetch import Interrupted
-from student_worker.reduction import ShardTree
 
 BATCH = 16
 CHECKPOINT_EVERY = 5

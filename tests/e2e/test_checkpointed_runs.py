@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from student_worker.checkpoints.folder import Folder
-from student_worker.lighthouse import Lighthouse
+from student_worker.elastic.lighthouse import Lighthouse
 
 STEPS = 12
 RUN_SECONDS = 120.0

@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from student_worker.lighthouse import Lighthouse
+from student_worker.elastic.lighthouse import Lighthouse
 
 WAIT_SECONDS = 120.0
 STEPS = 150

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from student_worker.lighthouse import Lighthouse
+from student_worker.elastic.lighthouse import Lighthouse
 
 WORKER = str(Path(__file__).with_name("elastic_worker.py"))
 STEPS = 40

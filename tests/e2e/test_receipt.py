@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 
-from student_worker.receipt import read_receipt
+from student_worker.run_folder.receipt import read_receipt
 
 
 def receipt_of(run: Path) -> dict[str, Any]:

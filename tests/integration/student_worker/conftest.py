@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from student_worker.recipe import Recipe
+from student_worker.recipe.schema import Recipe
 from teacher_service.service import TeacherService
 from teacher_service.settings import TeacherSettings
 

@@ -14,10 +14,10 @@ from torch import Tensor
 from torch._C._distributed_c10d import TCPStore
 
 from stillhouse.errors import ConfigurationError
-from student_worker.collectives import ExchangeError, ProcessGroupCollectives, process_group
-from student_worker.introductions import Introduction, RunMismatchError
-from student_worker.network import use_interface_of
-from student_worker.reduction import LocalSum, ShardTree, shard_range, sum_scalars
+from student_worker.elastic.collectives import ExchangeError, ProcessGroupCollectives, process_group
+from student_worker.elastic.introductions import Introduction, RunMismatchError
+from student_worker.elastic.network import use_interface_of
+from student_worker.elastic.reduction import LocalSum, ShardTree, shard_range, sum_scalars
 
 T = TypeVar("T")
 TIMEOUT = timedelta(seconds=20)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from stillhouse.data import PackedDataset
-from student_worker.recipe import RESULT, CausalLMSpec, Recipe
+from student_worker.recipe.schema import RESULT, CausalLMSpec, Recipe
 from tests.integration.student_worker.conftest import Train, Trained
 from tests.integration.student_worker.plain_loop import Settings, dataset, plain_loop
 

@@ -15,10 +15,10 @@ import torch
 import typer
 
 from stillhouse.cli.main import run
-from student_worker.generate import generate
-from student_worker.recipe import CausalLMSpec
+from student_worker.recipe.schema import CausalLMSpec
 from student_worker.students.base import ModelCard
 from student_worker.students.lora import LoraStudent, add_adapters
+from student_worker.verbs.generation import generate
 
 APP = typer.Typer()
 APP.command()(generate)

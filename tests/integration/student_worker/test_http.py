@@ -13,7 +13,7 @@ from stillhouse.errors import ConfigurationError
 from stillhouse.fixtures import FixtureTeacher
 from student_worker.app import HttpServer, bind, build_app
 from student_worker.callbacks import RunView, StepRecord
-from student_worker.figures import Evaluation
+from student_worker.evaluation.figures import Evaluation
 from student_worker.metrics import WorkerMetrics
 from student_worker.patience import PatientTeacher
 from student_worker.prefetch import Piece, Prefetcher

@@ -13,8 +13,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from student_worker.launch import MAX_CRASHES, run_local
-from student_worker.lighthouse import Lighthouse
+from student_worker.elastic.launch import MAX_CRASHES, run_local
+from student_worker.elastic.lighthouse import Lighthouse
 
 WAIT_SECONDS = 30.0
 
@@ -118,7 +118,7 @@ def test_a_worker_that_was_told_to_leave_is_not_started_again(tmp_path: Path) ->
 LAUNCHER = """
 import sys
 from pathlib import Path
-from student_worker.launch import run_local
+from student_worker.elastic.launch import run_local
 sys.exit(run_local(2, [sys.executable, "-c", sys.argv[2]], log_dir=Path(sys.argv[1]), grace_seconds=1))
 """
 
@@ -195,7 +195,7 @@ def test_no_worker_outlives_a_launcher_that_is_killed(tmp_path: Path) -> None:
 def test_the_lighthouse_verb_serves_until_sigterm(tmp_path: Path) -> None:
     ready = tmp_path / "ready"
     program = (
-        "import sys; from pathlib import Path; from student_worker.lighthouse import serve; "
+        "import sys; from pathlib import Path; from student_worker.elastic.lighthouse import serve; "
         "sys.exit(serve('127.0.0.1', 0, ready_file=Path(sys.argv[1])))"
     )
     process = subprocess.Popen([sys.executable, "-c", program, str(ready)], stdout=subprocess.PIPE, text=True)

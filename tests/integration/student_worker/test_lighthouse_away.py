@@ -12,8 +12,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from student_worker import elastic, quorum
-from student_worker.elastic import ElasticGroup, GroupLostError
+from student_worker.elastic import elastic_group as elastic
+from student_worker.elastic import quorum
+from student_worker.elastic.elastic_group import ElasticGroup, GroupLostError
 from student_worker.prefetch import Interrupted
 
 

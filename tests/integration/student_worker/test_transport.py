@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from stillhouse.errors import CheckpointError, ConfigurationError
-from student_worker import transport
-from student_worker.transport import StateTransport, TokenRefusedError
+from student_worker.elastic import transport
+from student_worker.elastic.transport import StateTransport, TokenRefusedError
 
 TOKEN = "secret-of-the-run"
 TIMEOUT = timedelta(seconds=10)

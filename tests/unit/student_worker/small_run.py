@@ -21,13 +21,13 @@ from student_worker.batches import Asking, Batch
 from student_worker.cadence import Cadence
 from student_worker.callbacks import RunView
 from student_worker.callbacks.lines import Lines
-from student_worker.evaluate import Evaluator
-from student_worker.group import Group, Membership, SoloGroup
-from student_worker.journal import Journal
+from student_worker.elastic.group import Group, Membership, SoloGroup
+from student_worker.elastic.reduction import GradientSum, gradient_sum, sum_scalars
+from student_worker.evaluation.evaluate import Evaluator
 from student_worker.optimizer import StudentOptimizer
 from student_worker.parts import Outcome, Parts
 from student_worker.prefetch import Key, PatientTeacher, Piece, Prefetcher
-from student_worker.reduction import GradientSum, gradient_sum, sum_scalars
+from student_worker.run_folder.journal import Journal
 from student_worker.schedule import Schedule
 from student_worker.shard_step import Objective
 from student_worker.state import WorkerState

@@ -15,10 +15,10 @@ from stillhouse.encodings import Dense
 from stillhouse.providers import Answer
 from stillhouse.request import LogitsRequest
 from student_worker.batches import Asking
-from student_worker.group import Membership, SoloGroup
+from student_worker.elastic.group import Membership, SoloGroup
+from student_worker.elastic.reduction import GradientSum
 from student_worker.patience import PatientTeacher
 from student_worker.prefetch import Key, Piece, Prefetcher
-from student_worker.reduction import GradientSum
 from student_worker.scalars import shard_scalars
 from student_worker.shard_step import NO_LOSS
 from student_worker.steps import Steps

@@ -10,8 +10,8 @@ import yaml
 
 from stillhouse.errors import ConfigurationError
 from student_worker.comparison.arms import CROSS_ENTROPY, make_arms, write_recipe
-from student_worker.recipe import Recipe
-from student_worker.recipe_sources import load_recipe
+from student_worker.recipe.schema import Recipe
+from student_worker.recipe.sources import load_recipe
 
 
 def recipe(**keys: Any) -> Recipe:

@@ -13,8 +13,8 @@ from stillhouse.encodings import Candidates, Dense, Encoding, Hidden, Sampled, T
 from stillhouse.errors import ConfigurationError, EncodingNotOfferedError
 from stillhouse.fixtures import FixtureTeacher
 from stillhouse.request import TeacherDescription
-from student_worker.encoding_choice import canonical, check_text, choose_encoding, warn_of_noise
 from student_worker.kept_mass import KeptMass
+from student_worker.recipe.encoding_choice import canonical, check_text, choose_encoding, warn_of_noise
 
 TEACHER = FixtureTeacher(100).describe()
 

@@ -16,8 +16,8 @@ from stillhouse.kd.divergences import Divergence
 from student_worker.batches import Asking, make_batch
 from student_worker.cadence import Cadence
 from student_worker.callbacks import Callback, Evaluation, RunView, StepRecord
-from student_worker.evaluate import Evaluator
-from student_worker.figures import Calibration
+from student_worker.evaluation.evaluate import Evaluator
+from student_worker.evaluation.figures import Calibration
 from student_worker.students.base import Student
 from tests.unit.student_worker.small_run import (
     BagOfBigrams,

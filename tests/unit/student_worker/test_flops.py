@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from student_worker.flops import forward_flops_per_token
-from student_worker.recipe import CausalLMSpec
+from student_worker.planning.flops import forward_flops_per_token
+from student_worker.recipe.schema import CausalLMSpec
 from student_worker.students.lora import add_adapters
 from tests.tiny_models import VOCABULARY_SIZE, tiny_model
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from stillhouse.errors import ConfigurationError
-from student_worker.group import Membership, SoloGroup
-from student_worker.network import interface_of, local_address, split_address
-from student_worker.reduction import ShardTree
+from student_worker.elastic.group import Membership, SoloGroup
+from student_worker.elastic.network import interface_of, local_address, split_address
+from student_worker.elastic.reduction import ShardTree
 
 
 class NoState:

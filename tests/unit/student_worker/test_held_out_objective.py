@@ -15,7 +15,7 @@ from stillhouse.kd.divergences import Divergence, DivergenceName
 from stillhouse.providers import Answer
 from stillhouse.request import LogitsRequest
 from student_worker.batches import Asking, Batch, make_batch
-from student_worker.evaluate import Evaluator
+from student_worker.evaluation.evaluate import Evaluator
 from student_worker.students.base import Student
 
 V = 20

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from student_worker.introductions import Introduction, RunMismatchError, TooManyWorkersError, admit
+from student_worker.elastic.introductions import Introduction, RunMismatchError, TooManyWorkersError, admit
 
 RUN = {"recipe": "8c1f", "learning_rate": "0.001", "data": "77aa", "release": "0.1.0"}
 

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from student_worker import journal as journals
 from student_worker.cadence import Cadence
-from student_worker.group import SoloGroup
-from student_worker.journal import SAMPLES_FILE, Journal
+from student_worker.elastic.group import SoloGroup
+from student_worker.run_folder import journal as journals
+from student_worker.run_folder.journal import SAMPLES_FILE, Journal
 from tests.unit.student_worker.small_run import Make, Room, RoomGroup, run_together
 
 

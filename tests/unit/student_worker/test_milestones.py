@@ -11,9 +11,9 @@ from torch import Tensor
 from student_worker.cadence import Cadence
 from student_worker.callbacks import Callback, Evaluation, RunView
 from student_worker.callbacks.best import Best, BestSoFar
-from student_worker.group import Group, Membership
+from student_worker.elastic.group import Group, Membership
+from student_worker.elastic.reduction import GradientSum, sum_scalars
 from student_worker.parts import SavesNothing
-from student_worker.reduction import GradientSum, sum_scalars
 from student_worker.state import WorkerState
 from tests.unit.student_worker.small_run import Make, evaluator, journal
 

@@ -11,11 +11,18 @@ from typing import Any
 import pytest
 
 from stillhouse.errors import CheckpointError, ConfigurationError
-from student_worker.journal import Journal, write_result
-from student_worker.output import announce, check_output_dir, claim, own_folder, read_evaluations, wait_for_siblings
-from student_worker.recipe import Recipe
-from student_worker.recipe_sources import load_recipe
+from student_worker.recipe.schema import Recipe
+from student_worker.recipe.sources import load_recipe
 from student_worker.run import run
+from student_worker.run_folder.journal import Journal, write_result
+from student_worker.run_folder.output import (
+    announce,
+    check_output_dir,
+    claim,
+    own_folder,
+    read_evaluations,
+    wait_for_siblings,
+)
 
 IDENTITY = {"recipe": "abc", "data": "def"}
 
@@ -77,7 +84,7 @@ def test_a_worker_says_where_it_serves(tmp_path: Path) -> None:
 
 
 def test_workers_of_one_launcher_wait_for_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("student_worker.output.START_TOGETHER_SECONDS", 0.2)
+    monkeypatch.setattr("student_worker.run_folder.output.START_TOGETHER_SECONDS", 0.2)
     first = recipe(tmp_path, worker_index="0", local_workers="2")
     second = recipe(tmp_path, worker_index="1", local_workers="2")
     announce(first, "http://127.0.0.1:9")

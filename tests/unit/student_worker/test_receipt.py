@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 
 from stillhouse.errors import CheckpointError
 from student_worker.callbacks import RunView, StepRecord
-from student_worker.output_proof import differences, prove
-from student_worker.receipt import RECEIPT_FILE, Receipt, read_receipt, verify
+from student_worker.run_folder.output_proof import differences, prove
+from student_worker.run_folder.receipt import RECEIPT_FILE, Receipt, read_receipt, verify
 from student_worker.state import WorkerState
 
 FACTS = {"recipe": "r", "data": "d", "teacher": "t", "seed": 1}

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from stillhouse.errors import ConfigurationError
-from student_worker.recipe import CausalLMSpec, FixtureSpec, Recipe
-from student_worker.recipe_sources import keys, load_recipe
+from student_worker.recipe.schema import CausalLMSpec, FixtureSpec, Recipe
+from student_worker.recipe.sources import keys, load_recipe
 
 FLAGS = {"teacher": "127.0.0.1:8001", "data": ["notes.txt"], "output_dir": "runs/x", "keep_layers": "0-2,5"}
 

@@ -9,8 +9,8 @@ import pytest
 import yaml
 
 from stillhouse.errors import ConfigurationError
-from student_worker.recipe import Recipe
-from student_worker.recipe_sources import keys, load_recipe
+from student_worker.recipe.schema import Recipe
+from student_worker.recipe.sources import keys, load_recipe
 
 VALUES: dict[str, Any] = {
     "teacher": "127.0.0.1:8001",
@@ -110,7 +110,7 @@ def test_another_trainers_key_is_refused_with_the_one_that_does_it_here(tmp_path
 
 
 def test_no_name_of_another_trainer_is_a_key_here() -> None:
-    from student_worker.foreign_keys import _INSTEAD
+    from student_worker.recipe.foreign_keys import _INSTEAD
 
     ours = {key.path[-1] for key in keys().values() if len(key.path) == 1}
     assert ours.isdisjoint(_INSTEAD)

@@ -10,8 +10,8 @@ import yaml
 
 from stillhouse.cli.main import run
 from student_worker.cli import app
-from student_worker.recipe import Recipe
-from student_worker.recipe_sources import keys, load_recipe
+from student_worker.recipe.schema import Recipe
+from student_worker.recipe.sources import keys, load_recipe
 
 
 def command(*words: str) -> int:
@@ -34,7 +34,7 @@ def test_a_new_recipe_is_valid_names_every_key_and_overwrites_nothing(
 
 
 def test_every_commented_default_is_what_the_key_has_anyway(tmp_path: Path) -> None:
-    from student_worker.recipe_text import starting_file
+    from student_worker.recipe.text import starting_file
 
     lines = starting_file().splitlines()
     uncommented = [line.replace("# ", "", 1) if _is_key(line) else line for line in lines]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from student_worker.recipe_sources import keys
-from student_worker.recipe_text import description, markdown_table
+from student_worker.recipe.sources import keys
+from student_worker.recipe.text import description, markdown_table
 
 PAGE = Path(__file__).parents[3] / "docs" / "recipe.md"
 

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from stillhouse.errors import ConfigurationError
-from student_worker import reduction
-from student_worker.reduction import (
+from student_worker.elastic import reduction
+from student_worker.elastic.reduction import (
     Block,
     Collectives,
     LocalSum,

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stillhouse.data import Order, PackedDataset
-from student_worker.recipe import Recipe
-from student_worker.recipe_sources import load_recipe
-from student_worker.run_length import num_steps, num_tokens
+from student_worker.recipe.run_length import num_steps, num_tokens
+from student_worker.recipe.schema import Recipe
+from student_worker.recipe.sources import load_recipe
 
 
 class Lengths(PackedDataset):

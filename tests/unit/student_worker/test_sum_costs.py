@@ -7,9 +7,9 @@ from typing import Literal
 import pytest
 import torch
 
-from student_worker import reduction
-from student_worker.reduction import Collectives, GradientSum, ShardTree, gradient_sum, shard_range
-from student_worker.sum_costs import sum_memory_bytes, sum_traffic_bytes
+from student_worker.elastic import reduction
+from student_worker.elastic.reduction import Collectives, GradientSum, ShardTree, gradient_sum, shard_range
+from student_worker.elastic.sum_costs import sum_memory_bytes, sum_traffic_bytes
 from tests.unit.student_worker.test_reduction import in_world
 
 ELEMENTS = 10_007

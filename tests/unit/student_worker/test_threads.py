@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from stillhouse.errors import ConfigurationError
-from student_worker import threads
-from student_worker.recipe import Recipe
-from student_worker.threads import available_cores, settle_threads
+from student_worker.elastic import threads
+from student_worker.elastic.threads import available_cores, settle_threads
+from student_worker.recipe.schema import Recipe
 
 MakeRecipe = Callable[..., Recipe]
 

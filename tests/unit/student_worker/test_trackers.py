@@ -19,8 +19,8 @@ from student_worker.callbacks.lines import Lines
 from student_worker.callbacks.to_tensorboard import FOLDER, ToTensorBoard
 from student_worker.callbacks.to_wandb import ID_FILE, ToWandb, remembered
 from student_worker.callbacks.tracker import Figures, Tracker
-from student_worker.journal import Journal
-from student_worker.recipe import Recipe
+from student_worker.recipe.schema import Recipe
+from student_worker.run_folder.journal import Journal
 from tests.unit.student_worker.small_run import Make, evaluator
 
 CADENCE = Cadence(20, 1, None, 20)

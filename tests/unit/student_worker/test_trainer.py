@@ -19,7 +19,7 @@ from stillhouse.request import LogitsRequest
 from student_worker.batches import Asking, make_batch
 from student_worker.cadence import Cadence
 from student_worker.callbacks.best import Best
-from student_worker.group import SoloGroup
+from student_worker.elastic.group import SoloGroup
 from student_worker.optimizer import StudentOptimizer
 from student_worker.parts import SavesNothing
 from student_worker.shard_step import Objective, backward, shard_seed

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from stillhouse.errors import ConfigurationError
 from student_worker.batches import NO_LABEL, Batch
-from student_worker.recipe import CausalLMSpec
+from student_worker.recipe.schema import CausalLMSpec
 from student_worker.students.base import ModelCard, Student
 from student_worker.students.causal_lm import CausalLMStudent, checkpoint_activations
 from student_worker.students.lora import LoraStudent, add_adapters

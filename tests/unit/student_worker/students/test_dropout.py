@@ -52,7 +52,7 @@ def test_it_acts_wherever_the_configuration_has_it(architecture: str) -> None:
 
 
 def build(folder: Path, **keys: Any) -> Any:
-    from student_worker.recipe import CausalLMSpec
+    from student_worker.recipe.schema import CausalLMSpec
     from student_worker.students.build import build_student
 
     return build_student(

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stillhouse.errors import ConfigurationError
-from student_worker.layer_numbers import parse_layers
+from student_worker.recipe.layer_numbers import parse_layers
 from student_worker.students.keep_layers import keep_layers
 
 

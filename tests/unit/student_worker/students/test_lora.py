@@ -13,7 +13,7 @@ from torch import Tensor
 
 from stillhouse.errors import CheckpointError, ConfigurationError
 from student_worker.optimizer import StudentOptimizer
-from student_worker.recipe import CausalLMSpec
+from student_worker.recipe.schema import CausalLMSpec
 from student_worker.state import WorkerState
 from student_worker.students.base import ModelCard
 from student_worker.students.lora import LoraStudent, add_adapters

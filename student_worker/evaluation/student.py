@@ -1,0 +1,163 @@
+"""Evaluates a finished student on a corpus: beside a teacher, live or a store, or by itself.
+
+The figures are those of the trainer's own evaluation, by the same code over the same samples: an export in the dtype
+that it was trained in has them to the bit. Knows nothing of command lines; who answers is handed in.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from stillhouse.cli.named_tokenizer import open_tokenizer
+from stillhouse.data import DataSpec, PackedDataset, Prepared, prepare
+from stillhouse.encoding_text import format_encoding
+from stillhouse.encodings import Encoding, Hidden
+from stillhouse.errors import ConfigurationError, RequestTooLongError
+from stillhouse.kd.divergences import Divergence
+from stillhouse.models import pick_device
+from stillhouse.payloads import OutputHead
+from stillhouse.providers import TeacherLogitsProvider
+from stillhouse.request import TeacherDescription
+from stillhouse.version import __version__
+from stillhouse.vocabulary import check_token_ids, shared_vocabulary, tokenizer_tokens
+from student_worker.batches import Asking
+from student_worker.evaluation.evaluate import Evaluator
+from student_worker.evaluation.plain import evaluate_alone, nothing_to_predict
+from student_worker.recipe.encoding_choice import choose_encoding
+from student_worker.students.base import Student
+from student_worker.students.causal_lm import CausalLMStudent
+from student_worker.verbs.open_model import open_model
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What is to be evaluated, on what; `part` None is what is held out, else all there is.
+
+    `objective` is a run's: alpha and the divergence that 1 - alpha weighs. Without one no `loss` is told.
+    """
+
+    student: str
+    data: DataSpec
+    revision: str | None = None
+    part: Literal["train", "held_out"] | None = None
+    tokenizer: str | None = None
+    encoding: str = "auto"
+    device: str = "auto"
+    objective: tuple[float, Divergence] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Teacher:
+    """Who answers: a live service, or whatever else gives a `TeacherLogitsProvider`, and what it says of itself."""
+
+    provider: TeacherLogitsProvider
+    description: TeacherDescription
+
+
+def evaluate_student(question: Question, teacher: Teacher | None) -> dict[str, Any]:
+    """Return the report, as JSON holds it; `figures` in nats, perplexities exp of cross-entropies.
+
+    Raises:
+        ConfigurationError: a student, tokenizer, part or encoding that cannot be used.
+        DataError: a corpus that cannot be used, or with nothing to predict in it.
+        VocabularyMismatchError: a teacher whose tokenizer is another.
+        TeacherError: the teacher has no answer.
+    """
+    device = pick_device(question.device)
+    name = _of_a_run_its_export(question.student)
+    tokenizer = open_tokenizer(question.tokenizer or name, None if question.tokenizer else question.revision)
+    tokens = tokenizer_tokens(tokenizer)
+    size = len(tokens)
+    if teacher is not None:
+        size = _check_teacher(question, teacher.description, tokens)
+    prepared = prepare(question.data, tokenizer)
+    samples = _choose_part(prepared, question.part)
+    student = _open_student(name, question.revision, device, tokenizer)
+    size = min(size, student.vocabulary_size)
+    check_token_ids(prepared.manifest.max_token_id, size)
+    report: dict[str, Any] = {
+        "version": __version__,
+        "student": question.student,
+        "student_parameters": student.num_parameters,
+        "teacher": teacher.description.model if teacher else None,
+        "teacher_weights": teacher.description.weights_fingerprint if teacher else None,
+        "data": {
+            "sources": list(question.data.sources),
+            "part": samples.name,
+            "samples": len(samples),
+            "tokens": samples.part.num_tokens,
+            "fingerprint": samples.fingerprint,
+        },
+        "vocabulary_size": size,
+        "encoding": None,
+        "device": str(device),
+    }
+    if teacher is None:
+        return {**report, "figures": evaluate_alone(student, samples, size).as_json()}
+    encoding = choose_encoding("eval_encoding", question.encoding, teacher.description, size)
+    figures = _beside_teacher(student, samples, size, teacher, encoding, question.objective)
+    return {**report, "encoding": format_encoding(encoding), "figures": figures}
+
+
+def _beside_teacher(
+    student: Student,
+    samples: PackedDataset,
+    size: int,
+    teacher: Teacher,
+    encoding: Encoding,
+    objective: tuple[float, Divergence] | None,
+) -> dict[str, Any]:
+    head: OutputHead | None = None
+    if isinstance(encoding, Hidden):
+        head = teacher.provider.output_head().to(dtype=torch.float32, device=student.device)
+    asking = Asking(encoding, 1.0, size, teacher.description.fingerprint, "bypass")
+    evaluator = Evaluator(samples, teacher.provider.answer, asking, 0, head, *(objective or ()))
+    evaluation = evaluator.evaluate(student)
+    if evaluation is None:
+        raise nothing_to_predict(samples)
+    figures = evaluation.as_json()
+    if objective is None:
+        del figures["loss"]
+    return figures
+
+
+def _check_teacher(question: Question, teacher: TeacherDescription, tokens: tuple[str, ...]) -> int:
+    """Refuse, before any weight is loaded, what no evaluation could be made of; return N."""
+    choose_encoding("eval_encoding", question.encoding, teacher, teacher.vocabulary_size)
+    if question.data.block_size > teacher.limits.max_sequence_tokens:
+        raise RequestTooLongError(
+            f"block_size {question.data.block_size} is over the teacher's limit of "
+            f"{teacher.limits.max_sequence_tokens} tokens a sequence; lower it"
+        )
+    if not teacher.tokens:
+        return min(len(tokens), teacher.vocabulary_size)
+    return shared_vocabulary(teacher.tokens, tokens, teacher_head_size=teacher.vocabulary_size)
+
+
+def _of_a_run_its_export(name: str) -> str:
+    folder = Path(name).expanduser()
+    return str(folder / "export") if (folder / "export").is_dir() and not (folder / "config.json").exists() else name
+
+
+def _open_student(name: str, revision: str | None, device: torch.device, tokenizer: Any) -> CausalLMStudent:
+    """Return the student in float32, as it is trained; adapters are merged into their base."""
+    model, _ = open_model(name, device=device, revision=revision)
+    model = model.float()
+    if hasattr(model, "merge_and_unload"):
+        model = model.merge_and_unload()
+    return CausalLMStudent(model, tokenizer)
+
+
+def _choose_part(prepared: Prepared, part: Literal["train", "held_out"] | None) -> PackedDataset:
+    if part == "held_out" and prepared.held_out is None:
+        raise ConfigurationError(
+            "part held_out: nothing is held out; give held_out_fraction, held_out_samples or held_out_sources, "
+            "or evaluate on all by dropping --part"
+        )
+    if part == "train" or prepared.held_out is None:
+        return prepared.train
+    return prepared.held_out

@@ -1,0 +1,1 @@
+"""What is checked and reckoned before any weight is loaded."""

@@ -1,0 +1,128 @@
+"""What keys of a recipe must hold together, and which of them have no effect beside the others.
+
+A key without effect is refused, since whoever wrote it believed in one. One that says what is so anyway (nothing, off,
+an empty list) is let be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from stillhouse.encoding_text import parse_encoding
+from stillhouse.encodings import Candidates, Dense, Hidden, TopK
+from student_worker.recipe.encoding_choice import AUTO
+
+if TYPE_CHECKING:
+    from student_worker.recipe.schema import Recipe
+
+LENGTHS = ("max_steps", "max_tokens", "num_train_epochs")
+
+
+@dataclass(frozen=True, slots=True)
+class _Needs:
+    """What keys need in order to have an effect, in words and as a question to the recipe."""
+
+    keys: tuple[str, ...]
+    words: str
+    holds: Callable[[Recipe], bool]
+
+
+def holds_out(recipe: Recipe) -> bool:
+    """Tell whether any part of the data is held out of training."""
+    data = recipe.data
+    return bool(data.held_out_fraction or data.held_out_samples or data.held_out_sources)
+
+
+def _evaluates(recipe: Recipe) -> bool:
+    return holds_out(recipe) and recipe.eval_steps != 0
+
+
+def _leaves_ids_out(recipe: Recipe) -> bool:
+    return recipe.encoding != AUTO and isinstance(parse_encoding(recipe.encoding), TopK | Candidates)
+
+
+_HELD_OUT = "a held-out part (data.held_out_fraction, held_out_samples or held_out_sources)"
+_EVALUATED = f"{_HELD_OUT} that is evaluated (eval_steps other than 0)"
+
+_NEEDS = (
+    _Needs(("jsd_beta",), "loss: jsd", lambda recipe: recipe.loss == "jsd"),
+    _Needs(("top_k_tail",), "an encoding that leaves ids out: top_k or candidates", _leaves_ids_out),
+    _Needs(("eval_steps",), _HELD_OUT, holds_out),
+    _Needs(
+        ("eval_encoding", "eval_memory_bytes", "metric_for_best_model", "load_best_model_at_end"),
+        _EVALUATED,
+        _evaluates,
+    ),
+    _Needs(
+        ("early_stopping_patience",),
+        f"{_HELD_OUT} that is evaluated while the run goes on (eval_steps above 0)",
+        lambda recipe: _evaluates(recipe) and recipe.eval_steps is not None,
+    ),
+    _Needs(
+        ("early_stopping_threshold",),
+        "early_stopping_patience",
+        lambda recipe: recipe.early_stopping_patience is not None,
+    ),
+    _Needs(("run_name",), "report_to, or callbacks", lambda recipe: bool(recipe.report_to or recipe.callbacks)),
+    _Needs(("prefetch_bytes",), "prefetch_steps above 0", lambda recipe: recipe.prefetch_steps > 0),
+    _Needs(("resume",), "no smoke_steps: a smoke run begins anew", lambda recipe: recipe.smoke_steps is None),
+    _Needs(("export_initial",), "no smoke_steps: it exports nothing", lambda recipe: recipe.smoke_steps is None),
+)
+
+_OFF: tuple[object, ...] = (None, False, (), 0)
+"""What means the same as not to name a key at all."""
+
+
+def unused_keys(recipe: Recipe) -> dict[str, str]:
+    """Return the keys that have no effect in this recipe, each with what it would need."""
+    return {key: needs.words for needs in _NEEDS if not needs.holds(recipe) for key in needs.keys}
+
+
+def check_together(recipe: Recipe) -> None:
+    """Check what one key alone cannot tell.
+
+    Raises:
+        ValueError: keys that contradict each other, or one that has no effect.
+    """
+    named = [name for name in LENGTHS if getattr(recipe, name) is not None]
+    if len(named) > 1:
+        raise ValueError(f"{' and '.join(named)} all say how long to train; give one")
+    _check_batch(recipe)
+    _check_steps(recipe)
+    for key in ("encoding", "eval_encoding"):
+        text = getattr(recipe, key)
+        is_whole = text == AUTO or isinstance(parse_encoding(text), Dense | Hidden)
+        if recipe.loss != "forward_kl" and not is_whole:
+            raise ValueError(
+                f"loss {recipe.loss} needs the teacher's whole distribution, which {key} {text} does not tell; "
+                f"give {key}: auto, dense or hidden"
+            )
+    for key, words in unused_keys(recipe).items():
+        if key in recipe.model_fields_set and getattr(recipe, key) not in _OFF:
+            raise ValueError(f"{key} has no effect: it needs {words}; drop it, or give that")
+
+
+def _check_batch(recipe: Recipe) -> None:
+    size, parts = recipe.global_batch_size, recipe.micro_shards
+    if parts > size:
+        raise ValueError(
+            f"micro_shards {parts} is more than the {size} samples of a global batch; raise global_batch_size or lower "
+            "micro_shards"
+        )
+    largest = -(-size // parts)
+    given = recipe.per_device_train_batch_size
+    if given is not None and given > largest:
+        raise ValueError(
+            f"per_device_train_batch_size {given} has no effect: a micro-shard has at most {largest} samples "
+            f"(global_batch_size {size} in {parts} micro_shards); drop it, or lower micro_shards"
+        )
+
+
+def _check_steps(recipe: Recipe) -> None:
+    if recipe.max_steps is None:
+        return
+    for key, value in (("warmup_steps", recipe.warmup_steps), ("smoke_steps", recipe.smoke_steps)):
+        if value is not None and value > recipe.max_steps:
+            raise ValueError(f"{key} {value} is more than max_steps {recipe.max_steps}")
