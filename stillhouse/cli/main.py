@@ -15,6 +15,7 @@ from types import FrameType
 from typing import Annotated
 
 import typer
+from pydantic import ValidationError
 
 from stillhouse.errors import GuardError, StillhouseError
 from stillhouse.version import __version__
@@ -107,8 +108,7 @@ def run(app: typer.Typer, prog_name: str, arguments: list[str] | None = None) ->
     try:
         result = command.main(args=arguments, prog_name=prog_name, standalone_mode=False)
     except _UsageError as error:
-        # What `str` gives lacks the option's name; `format_message` has it.
-        _complain(getattr(error, "format_message", error.__str__)())
+        _complain(_usage(error))
         return EXIT_WRONG_INPUT
     except (typer.Abort, KeyboardInterrupt):
         return EXIT_INTERRUPTED
@@ -127,6 +127,15 @@ def run(app: typer.Typer, prog_name: str, arguments: list[str] | None = None) ->
     if result == TYPER_INTERRUPTED:
         return EXIT_INTERRUPTED
     return result if isinstance(result, int) else EXIT_DONE
+
+
+def _usage(error: Exception) -> str:
+    """Return what was wrong with the flags: the option, what it takes, and what was given."""
+    # What `str` gives lacks the option's name; `format_message` has it. Neither has the value, of which pydantic knows.
+    message = str(getattr(error, "format_message", error.__str__)())
+    if not isinstance(error.__cause__, ValidationError):
+        return message
+    return f"{message}, not {error.__cause__.errors()[0]['input']!r}"
 
 
 def _complain(error: BaseException | str) -> None:

@@ -163,26 +163,43 @@ class Room:
     """Where two workers, threads of this process, add up what they have; `fails` are the votes that are lost."""
 
     def __init__(self, fails: Sequence[int] = ()) -> None:
-        self.barrier = threading.Barrier(2, timeout=20)
+        self._changed = threading.Condition()
+        self._arrivals, self._is_left = 0, False
         self.board: list[Tensor] = [torch.empty(0)] * 2
         self.fails = list(fails)
 
+    def meet(self) -> None:
+        """Wait for the other. A `threading.Barrier` would fail one who has met the other and not yet gone on."""
+        with self._changed:
+            self._arrivals += 1
+            both = self._arrivals + self._arrivals % 2
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: self._arrivals >= both or self._is_left, timeout=20)
+            if self._arrivals < both:
+                raise threading.BrokenBarrierError
+
+    def leave(self) -> None:
+        """Let nobody wait for this one any more."""
+        with self._changed:
+            self._is_left = True
+            self._changed.notify_all()
+
 
 class RoomGroup(Group):
-    """One of the two; the other must take every step with it, or the barrier breaks."""
+    """One of the two; the other must take every step with it, or neither goes on."""
 
     def __init__(self, room: Room, rank: int) -> None:
         self._room, self.rank, self.world_size, self._votes = room, rank, 2, 0
 
     def start_step(self) -> Membership:
-        self._room.barrier.wait()
+        self._room.meet()
         return Membership(0, self.rank, 2)
 
     def all_reduce(self, tensor: Tensor) -> None:
         self._room.board[self.rank] = tensor.clone()
-        self._room.barrier.wait()
+        self._room.meet()
         tensor.copy_(self._room.board[0] + self._room.board[1])
-        self._room.barrier.wait()
+        self._room.meet()
 
     def all_to_all(self, *_: Any) -> None:
         raise AssertionError("two workers need none")
@@ -194,12 +211,12 @@ class RoomGroup(Group):
         return tree.total(self), sum_scalars(scalars, self, tree.device)
 
     def commit(self) -> bool:
-        self._room.barrier.wait()
+        self._room.meet()
         self._votes += 1
         return self._votes not in self._room.fails
 
     def close(self) -> None:
-        self._room.barrier.abort()
+        self._room.leave()
 
 
 def run_together(trainers: Sequence[Trainer]) -> list[Outcome | Exception]:
