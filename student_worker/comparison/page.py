@@ -51,8 +51,8 @@ def _page(outcome: dict[str, Any], pictures: list[str], command: str, recipe: st
         The same student, from the same start, on the same tokens in the same order: once with cross-entropy on the text
         alone (`alpha: 1`; the teacher is asked about nothing but the held-out part), and once through each encoding
         (`alpha: {outcome["alpha"]:g}`, `temperature: {outcome["temperature"]:g}`; `alpha` is the weight of
-        cross-entropy and `1 - alpha` weighs KL). Before the first step all arms have the same held-out figures to the bit; the command
-        refuses to compare them otherwise.""")
+        cross-entropy and `1 - alpha` weighs KL). Before the first step all arms have the same held-out figures to the
+        bit; the command refuses to compare them otherwise.""")
     setting = _paragraph(f"""
         Teacher {outcome["teacher"]}; student {outcome["student"]}{millions}; {line["steps"]:.0f} steps,
         {line["tokens"]:,.0f} tokens, seed {seeds}. Cross-entropy and KL in nats. Seconds are of training alone, waiting
