@@ -1,6 +1,7 @@
 """The figures of a held-out evaluation, and the sums that they are the means of.
 
-Sums run in float64 over chunks of rows, in the order of the samples, so that every worker comes to the same bits.
+Sums over the vocabulary, within a row, are float32; those over rows are float64, in the order of the samples, so that
+every worker comes to the same bits.
 Knows nothing of samples, requests or models. Shapes: R rows, N the vocabulary that both sides share.
 """
 

@@ -1,4 +1,4 @@
-"""Evaluates a finished student on a corpus: beside a teacher, live or a store, or by itself.
+"""Evaluates a finished student on a corpus: beside a teacher or by itself.
 
 The figures are those of the trainer's own evaluation, by the same code over the same samples: an export in the dtype
 that it was trained in has them to the bit. Knows nothing of command lines; who answers is handed in.
