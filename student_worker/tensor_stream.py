@@ -72,12 +72,16 @@ def chunks_of(tensors: Mapping[str, Tensor]) -> Iterator[memoryview]:
             yield data[start : start + CHUNK_BYTES]
 
 
-def read_tensors(read_into: Callable[[memoryview], None], *, limit_bytes: int) -> dict[str, Tensor]:
+def read_tensors(
+    read_into: Callable[[memoryview], None], *, limit_bytes: int, room: Mapping[str, Tensor] | None = None
+) -> dict[str, Tensor]:
     """Read tensors from a source that fills the buffers it is handed, or raises.
 
     Args:
         read_into: fills the whole of a writable memoryview with the next bytes.
         limit_bytes: the most that header and tensors may take; checked before anything is allocated.
+        room: contiguous tensors on the CPU, overwritten and returned where name, shape and dtype are those of what
+            comes.
 
     Raises:
         CodecError: If the bytes are not safetensors, or announce more than the limit.
@@ -91,8 +95,10 @@ def read_tensors(read_into: Callable[[memoryview], None], *, limit_bytes: int) -
     read_into(memoryview(header))
     tensors = {}
     for name, dtype, shape in _entries(bytes(header), limit_bytes - 8 - length):
+        there = (room or {}).get(name)
+        fits = there is not None and (there.dtype, list(there.shape)) == (dtype, shape)
         try:
-            tensors[name] = torch.empty(shape, dtype=dtype)
+            tensors[name] = there if there is not None and fits else torch.empty(shape, dtype=dtype)
         except (RuntimeError, TypeError) as error:
             raise CodecError(f"no tensor can have the shape {shape} of {name!r}: {error}") from error
         data = _bytes_of(tensors[name])

@@ -26,11 +26,12 @@ import socket
 import threading
 import time
 import urllib.parse
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+import torch
 from cryptography.hazmat.primitives.poly1305 import Poly1305
 from torch import Tensor
 from torchft.checkpointing import CheckpointTransport
@@ -136,6 +137,7 @@ class StateTransport(CheckpointTransport):  # type: ignore[misc]  # torchft ship
         self._max_state_bytes = max_state_bytes
         self._offer_timeout_seconds = offer_timeout_seconds
         self._transfer_timeout_seconds = transfer_timeout_seconds
+        self._room: dict[str, Tensor] = {}
         self._offer: _Offer | None = None
         self._offered = threading.Condition()
         self._slots = threading.BoundedSemaphore(MAX_TRANSFERS)
@@ -149,6 +151,21 @@ class StateTransport(CheckpointTransport):  # type: ignore[misc]  # torchft ship
         """Return the address that peers fetch from."""
         host, port = self._server.server_address[:2]
         return f"http://[{host!s}]:{port}/state/" if ":" in str(host) else f"http://{host!s}:{port}/state/"
+
+    def make_room(self, tensors: Mapping[str, Tensor]) -> None:
+        """Have memory at hand for a state of tensors like these.
+
+        Peers wait while a newcomer fetches theirs, and fresh memory can cost more than the network: the kernel clears
+        each page as it is first written, and a virtual machine may have to find it.
+        """
+        self._room = {
+            name: torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu").fill_(0)
+            for name, tensor in tensors.items()
+        }
+
+    def give_up_room(self) -> None:
+        """Let go of that memory."""
+        self._room = {}
 
     def send_checkpoint(self, dst_ranks: list[int], step: int, state_dict: State, timeout: timedelta) -> None:
         """Offer the state to whoever asks, until `disallow_checkpoint`; returns at once."""
@@ -223,7 +240,7 @@ class StateTransport(CheckpointTransport):  # type: ignore[misc]  # torchft ship
         text = bytearray(size)
         read_into(memoryview(text))
         fail_point("mid-heal", step)
-        tensors = read_tensors(read_into, limit_bytes=announced - 8 - size - TAG_BYTES)
+        tensors = read_tensors(read_into, limit_bytes=announced - 8 - size - TAG_BYTES, room=self._room)
         trailer = bytearray(TAG_BYTES)
         _fill(response, memoryview(trailer), deadline)
         if not hmac.compare_digest(bytes(trailer), seal.finalize()):
