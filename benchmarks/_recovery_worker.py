@@ -71,7 +71,7 @@ def main() -> None:
             except Interrupted:
                 break
             tree.clear()
-            for shard in group.shards(membership, SHARDS):
+            for shard in membership.shards(membership.step, SHARDS):
                 time.sleep(float(step_seconds) / SHARDS)
                 tree.add(shard, gradient)
             total, _ = group.reduce(tree, torch.zeros(SHARDS, 1, dtype=torch.float64))

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from stillhouse.errors import GuardError
-from student_worker.elastic.group import Group, Membership
+from student_worker.elastic.group import Membership
 from student_worker.shard_step import ShardLoss
 
 NUM_SCALARS = 6
@@ -58,12 +58,9 @@ def check_samples(scalars: Tensor, shards: Sequence[Sequence[int]], step: int) -
             )
 
 
-def sample_line(group: Group, world_size: int, shards: Sequence[Sequence[int]]) -> dict[str, Any]:
+def sample_line(membership: Membership, step: int, shards: Sequence[Sequence[int]]) -> dict[str, Any]:
     """Return what samples.jsonl holds of a step besides its number: who computed which samples."""
-    rank_of = {
-        shard: rank
-        for rank in range(world_size)
-        for shard in group.shards(Membership(0, rank, world_size), len(shards))
-    }
+    ranges = membership.all_shards(step, len(shards))
+    rank_of = {shard: rank for rank, theirs in enumerate(ranges) for shard in theirs}
     told = [{"shard": shard, "rank": rank_of[shard], "sample_ids": list(ids)} for shard, ids in enumerate(shards)]
-    return {"world_size": world_size, "shards": told}
+    return {"world_size": membership.world_size, "shards": told}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import time
+from dataclasses import replace
 
 import structlog
 import torch
@@ -109,6 +110,8 @@ class Trainer:
         step = parts.state.step
         fail_point("before-vote", step)
         if not parts.group.commit():
+            # Whoever came has the weights now, and its share of the next attempt.
+            self._membership = replace(membership, newcomers=0)
             parts.metrics.uncommitted()
             _log.warning("step_not_committed", step=step + 1, world_size=membership.world_size)
             return
@@ -138,7 +141,7 @@ class Trainer:
 
     def _keys(self, step: int) -> list[Key]:
         parts = self._parts
-        return [(step, shard) for shard in parts.group.shards(self._membership, parts.steps.micro_shards)]
+        return [(step, shard) for shard in self._membership.shards(step, parts.steps.micro_shards)]
 
     def _plan(self) -> None:
         parts = self._parts
@@ -229,5 +232,5 @@ class Trainer:
     def _log_samples(self, step: int) -> None:
         parts, log = self._parts, self._parts.sample_log
         if log is not None:
-            log.add(step=step + 1, **sample_line(parts.group, self._membership.world_size, parts.steps.shard_ids(step)))
+            log.add(step=step + 1, **sample_line(self._membership, step, parts.steps.shard_ids(step)))
             log.flush(step=step + 1, writes=parts.view.is_first, sync=parts.cadence.save_at(step + 1))

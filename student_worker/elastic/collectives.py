@@ -27,11 +27,12 @@ class ExchangeError(StillhouseError):
 class ProcessGroupCollectives:
     """The `Collectives` of one membership; returns when the result is there (on CUDA: in stream order)."""
 
-    def __init__(self, group: ProcessGroup, rank: int, world_size: int, step: int = 0) -> None:
+    def __init__(self, group: ProcessGroup, rank: int, world_size: int, newcomers: int = 0, step: int = 0) -> None:
         self._group = group
         self._step = step
         self.rank = rank
         self.world_size = world_size
+        self.newcomers = newcomers
 
     def all_reduce(self, tensor: Tensor) -> None:
         """Replace `tensor` by the sum over ranks."""
@@ -60,13 +61,15 @@ for as one that computes is."""
 class _OneRun:
     """A process group of those alone who belong to one run: strangers are left out before anything is exchanged.
 
-    `rank` and `world_size` are those among the members, which may be fewer than the quorum.
+    `rank` and `world_size` are those among the members, which may be fewer than the quorum; `newcomers` are the last
+    of them. A quorum of the same members as before is not configured anew, and has none.
     """
 
     introduction = Introduction(run={}, token="")
     max_workers = 1
     rank = 0
     world_size = 1
+    newcomers = 0
 
     def configure(
         self, store_addr: str, replica_id: str, rank: int, world_size: int, quorum_id: int | None = None, *_: Any
@@ -75,7 +78,7 @@ class _OneRun:
         store = create_store_client(store_addr, timeout=timeout)
         store.set(f"introduction/{rank}", self.introduction.text())
         texts = [store.get(f"introduction/{other}").decode() for other in range(world_size)]
-        members = admit(rank, texts, self.max_workers)
+        members, self.newcomers = admit(rank, texts, self.max_workers)
         self.rank, self.world_size = members.index(rank), len(members)
         prefix = f"{store_addr}/members"
         super().configure(prefix, replica_id, self.rank, self.world_size, quorum_id)  # type: ignore[misc]  # a mixin

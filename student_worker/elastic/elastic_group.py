@@ -141,6 +141,8 @@ class ElasticGroup(Group):
         self._quorums = Quorums(make_manager, f"{host}:{port}", self._device, self._stopping)
         self._manager = self._quorums.manager
         self._manager.load_state_dict({"step": step, "batches_committed": 0})
+        # It may be a newcomer at its first quorum, where others wait for it.
+        self._transport.make_room(state.state()[0])
 
     def start_step(self) -> Membership:
         """Form the next quorum, heal if this worker is behind, and return who takes part.
@@ -157,6 +159,7 @@ class ElasticGroup(Group):
             step = self._manager.current_step()
             run, token = self._run
             self._processes.introduction = Introduction(run, token, step, self._established)
+            self._processes.newcomers = 0
             self._quorums.form(step)
             failure = self._manager.errored()
             if failure is None:
@@ -167,13 +170,15 @@ class ElasticGroup(Group):
             # Peers wait for this worker: let them fail at once rather than after their timeout.
             self._processes.abort()
             self.commit()
+        self._transport.give_up_room()
         membership = Membership(
             step=self._manager.current_step(),
             rank=self._processes.rank,
             world_size=self._processes.world_size,
+            newcomers=self._processes.newcomers,
         )
         self._collectives = ProcessGroupCollectives(
-            self._processes, membership.rank, membership.world_size, membership.step
+            self._processes, membership.rank, membership.world_size, membership.newcomers, membership.step
         )
         return membership
 

@@ -4,7 +4,7 @@ A step of the trainer is
 
     membership = group.start_step()                 # may load a peer's state into ours
     tree.clear()
-    for m in group.shards(membership, tree.num_shards): tree.add(m, gradient of micro-shard m)
+    for m in membership.shards(step, tree.num_shards): tree.add(m, gradient of micro-shard m)
     gradient, scalars = group.reduce(tree, scalars)
     if group.commit(): move the weights             # otherwise do the same step again
 
@@ -24,7 +24,7 @@ from typing import Any, Protocol, Self
 
 from torch import Tensor
 
-from student_worker.elastic.reduction import GradientSum, shard_range, sum_scalars
+from student_worker.elastic.reduction import GradientSum, shard_ranges, sum_scalars
 
 Metadata = dict[str, Any]
 """What JSON can hold: the position in the order, schedules, hashes."""
@@ -32,11 +32,24 @@ Metadata = dict[str, Any]
 
 @dataclass(frozen=True)
 class Membership:
-    """Who takes part in a step: this worker is `rank` of `world_size`; `step` steps are committed already."""
+    """Who takes part in a step: this worker is `rank` of `world_size`; `step` steps are committed already.
+
+    So many of the last ranks are `newcomers`: they take the weights from a peer while the others compute, and have no
+    part in what this step, and no other, computes. So nobody waits for what they would have begun too late.
+    """
 
     step: int
     rank: int
     world_size: int
+    newcomers: int = 0
+
+    def shards(self, step: int, num_shards: int) -> range:
+        """Return the contiguous micro-shards that this worker computes of a step, if nobody comes or goes till then."""
+        return self.all_shards(step, num_shards)[self.rank]
+
+    def all_shards(self, step: int, num_shards: int) -> list[range]:
+        """Return the micro-shards of every rank."""
+        return shard_ranges(self.world_size, self.newcomers if step == self.step else 0, num_shards)
 
 
 class TrainingState(Protocol):
@@ -55,10 +68,6 @@ class Group(ABC):
     @abstractmethod
     def start_step(self) -> Membership:
         """Agree on who takes part in the next step; loads a peer's state first if this worker is behind."""
-
-    def shards(self, membership: Membership, num_shards: int) -> range:
-        """Return the contiguous micro-shards that this worker computes."""
-        return shard_range(membership.rank, membership.world_size, num_shards)
 
     @abstractmethod
     def reduce(self, tree: GradientSum, scalars: Tensor) -> tuple[Tensor, Tensor]:

@@ -72,8 +72,11 @@ def _read(rank: int, text: str) -> _Peer:
         return _Peer(rank, (False, -1, -rank), {}, "")
 
 
-def admit(rank: int, introductions: Sequence[str], max_workers: int) -> list[int]:
-    """Return the ranks that train together, ascending; this worker is one of them.
+def admit(rank: int, introductions: Sequence[str], max_workers: int) -> tuple[list[int], int]:
+    """Return the ranks that train together, this worker among them, and how many of the last ones are newcomers.
+
+    Newcomers have committed fewer steps than others, from one of whom they will take the weights. They come after all
+    others, each of the two parts ascending.
 
     The run under way is that of the worker with the best standing: one that has committed steps in this run, then
     the one with the most steps, then the lowest rank. So a stranger that comes to a live run must leave, and not the
@@ -99,7 +102,10 @@ def admit(rank: int, introductions: Sequence[str], max_workers: int) -> list[int
             f"the run has {max_workers} workers already, as many as micro_shards gives work to, and this one came "
             "last. Start a run with more micro_shards for more workers"
         )
-    return sorted(together[:max_workers])
+    steps = {peer.rank: peer.standing[1] for peer in peers if peer.rank in together[:max_workers]}
+    last = max(steps.values())
+    members = sorted(steps, key=lambda member: (steps[member] < last, member))
+    return members, sum(step < last for step in steps.values())
 
 
 def _differences(own: dict[str, str], theirs: dict[str, str]) -> str:

@@ -27,6 +27,8 @@ class Collectives(Protocol):
 
     rank: int
     world_size: int
+    newcomers: int
+    """So many of the last ranks hold no shards of this step: they were taking the weights from a peer."""
 
     def all_reduce(self, tensor: Tensor) -> None:
         """Replace `tensor` on every rank by the sum over ranks."""
@@ -63,6 +65,12 @@ class Block:
 def shard_range(rank: int, world_size: int, num_shards: int) -> range:
     """Return the contiguous micro-shards of one rank; sizes differ by at most one."""
     return range(rank * num_shards // world_size, (rank + 1) * num_shards // world_size)
+
+
+def shard_ranges(world_size: int, newcomers: int, num_shards: int) -> list[range]:
+    """Return every rank's contiguous micro-shards; the last `newcomers` of them have none."""
+    busy = world_size - newcomers
+    return [shard_range(rank, busy, num_shards) if rank < busy else range(0) for rank in range(world_size)]
 
 
 def blocks_of(shards: range) -> list[Block]:
@@ -130,6 +138,7 @@ class ShardTree:
         self._tree = _Tree()
         self._next: int | None = None
         self._buffers: dict[str, Tensor] = {}
+        self._lent: Tensor | None = None
 
     def _buffer(self, name: str, num_elements: int) -> Tensor:
         """Return scratch memory that outlives the step: fresh pages cost more than the sum itself."""
@@ -142,6 +151,9 @@ class ShardTree:
         """Forget every summand; the buffers are kept for the next step."""
         self._tree.clear()
         self._next = None
+        if self._lent is not None:
+            self._tree.free.append(self._lent)
+            self._lent = None
 
     def add(self, shard: int, gradient: Tensor) -> None:
         """Add the gradient of the next micro-shard; shards come in order, from whichever the range begins with.
@@ -155,6 +167,12 @@ class ShardTree:
         self._next = shard + 1
         self._tree.push(Block(shard, 1), gradient, owned=False)
 
+    def _lend(self) -> Tensor:
+        """Return room for the total of a rank that holds nothing, until `clear`."""
+        free = self._tree.free
+        self._lent = free.pop() if free else torch.empty(self.num_elements, device=self.device)
+        return self._lent
+
     @property
     def blocks(self) -> list[tuple[Block, Tensor]]:
         """The partial sums held now, from left to right."""
@@ -164,10 +182,11 @@ class ShardTree:
         """Return the root of the tree `[n]`; None is a world of one.
 
         Raises:
-            ValueError: If this rank does not hold exactly the shards that `shard_range` gives it.
+            ValueError: If this rank does not hold exactly the shards that `shard_ranges` gives it.
         """
-        rank, world_size = (collectives.rank, collectives.world_size) if collectives else (0, 1)
-        expected = [blocks_of(shard_range(r, world_size, self.num_shards)) for r in range(world_size)]
+        c = collectives
+        rank, world_size, newcomers = (c.rank, c.world_size, c.newcomers) if c else (0, 1, 0)
+        expected = [blocks_of(shards) for shards in shard_ranges(world_size, newcomers, self.num_shards)]
         held = [block for block, _ in self._tree.entries]
         if held != expected[rank]:
             raise ValueError(f"rank {rank} of {world_size} holds {held}, not its shards {expected[rank]}")
@@ -190,13 +209,13 @@ class ShardTree:
         width = slice_elements(self.num_elements, world_size)
         piece = width * world_size
         num_pieces = -(-self.num_elements // piece)
-        total = held[0] if held else self._buffer("total", self.num_elements)
+        total = held[0] if held else self._lend()
         finished: Tensor | None = None
         for index in range(num_pieces + 1):
             has_blocks, start = index < num_pieces, index * piece
             told = 0 if finished is None else 1
             source = self._buffer("source", world_size * (told + has_blocks * len(held)) * width)
-            rows = source.view(world_size, -1, width)
+            rows = source.view(world_size, told + has_blocks * len(held), width)
             if finished is not None:
                 rows[:, 0] = finished
             if has_blocks:

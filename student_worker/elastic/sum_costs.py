@@ -33,7 +33,8 @@ def sum_memory_bytes(kind: Kind, num_shards: int, num_elements: int, max_workers
     for workers in range(1, max_workers + 1):
         ranges = _ranges(workers, num_shards)
         partials = max(partials, *map(_most_partials, ranges))
-        if workers > 1 and not _is_one_addition(ranges):
+        # Two workers need it in the step in which one of them is a newcomer.
+        if workers > 1:
             counts = [len(blocks_of(shards)) for shards in ranges]
             width = slice_elements(num_elements, workers)
             scratch = max(scratch, (workers * (1 + max(counts)) + workers + sum(counts)) * width)

@@ -86,7 +86,7 @@ def train(state: State, group: Group, output: Path, arguments: argparse.Namespac
             return
         tree.clear()
         losses = torch.zeros(arguments.shards, 1, dtype=torch.float64)
-        shards = group.shards(membership, arguments.shards)
+        shards = membership.shards(membership.step, arguments.shards)
         for shard in shards:
             first = membership.step * BATCH + shard * BATCH // arguments.shards
             gradient, loss = state.gradient(range(first, first + BATCH // arguments.shards))

@@ -17,23 +17,25 @@ from stillhouse.errors import ConfigurationError
 from student_worker.elastic.collectives import ExchangeError, ProcessGroupCollectives, process_group
 from student_worker.elastic.introductions import Introduction, RunMismatchError
 from student_worker.elastic.network import use_interface_of
-from student_worker.elastic.reduction import LocalSum, ShardTree, shard_range, sum_scalars
+from student_worker.elastic.reduction import LocalSum, ShardTree, shard_range, shard_ranges, sum_scalars
 
 T = TypeVar("T")
 TIMEOUT = timedelta(seconds=20)
 
 
-def connected(world_size: int, work: Callable[[ProcessGroupCollectives, Callable[[], None]], T]) -> list[T]:
+def connected(
+    world_size: int, work: Callable[[ProcessGroupCollectives, Callable[[], None]], T], newcomers: int = 0
+) -> list[T]:
     """Run `work` on every rank of a real group, each in a thread; it is handed a way to leave, too."""
     results: list[T] = []
-    for result in introduced([{"recipe": "ours"}] * world_size, work):
+    for result in introduced([{"recipe": "ours"}] * world_size, work, newcomers):
         assert not isinstance(result, ConfigurationError)
         results.append(result)
     return results
 
 
 def introduced(
-    runs: list[dict[str, str]], work: Callable[[ProcessGroupCollectives, Callable[[], None]], T]
+    runs: list[dict[str, str]], work: Callable[[ProcessGroupCollectives, Callable[[], None]], T], newcomers: int = 0
 ) -> list[T | ConfigurationError]:
     """The same for ranks that may belong to different runs: one that is refused has the refusal for a result."""
     use_interface_of("127.0.0.1")
@@ -42,11 +44,13 @@ def introduced(
 
     def run(rank: int) -> None:
         group = process_group(torch.device("cpu"), TIMEOUT)
-        group.introduction = Introduction(runs[rank], token="token")
+        group.introduction = Introduction(runs[rank], token="token", step=0 if rank < newcomers else 9)
         group.max_workers = len(runs)
         try:
             group.configure(f"127.0.0.1:{store.port}/quorum", f"worker-{rank}", rank, len(runs))
-            results[rank] = work(ProcessGroupCollectives(group, group.rank, group.world_size), group.abort)
+            results[rank] = work(
+                ProcessGroupCollectives(group, group.rank, group.world_size, group.newcomers), group.abort
+            )
         except ConfigurationError as error:
             results[rank] = error
         finally:
@@ -66,8 +70,8 @@ def gradients(num_shards: int, num_elements: int) -> list[Tensor]:
     return list(torch.randn(num_shards, num_elements, generator=generator) * scales)
 
 
-@pytest.mark.parametrize("world_size", [2, 3, 4])
-def test_the_exact_sum_over_gloo_has_the_bits_of_one_worker(world_size: int) -> None:
+@pytest.mark.parametrize(("world_size", "newcomers"), [(2, 0), (3, 0), (4, 0), (2, 1), (3, 1), (4, 2), (4, 3)])
+def test_the_exact_sum_over_gloo_has_the_bits_of_one_worker(world_size: int, newcomers: int) -> None:
     summands = gradients(8, 100_003)
     alone = ShardTree(8, 100_003)
     for shard, summand in enumerate(summands):
@@ -79,12 +83,12 @@ def test_the_exact_sum_over_gloo_has_the_bits_of_one_worker(world_size: int) -> 
         del leave
         tree = ShardTree(8, 100_003)
         mine = torch.zeros_like(rows)
-        for shard in shard_range(collectives.rank, world_size, 8):
+        for shard in shard_ranges(world_size, newcomers, 8)[collectives.rank]:
             tree.add(shard, summands[shard])
             mine[shard] = rows[shard]
         return tree.total(collectives), sum_scalars(mine, collectives, tree.device)
 
-    for total, scalars in connected(world_size, work):
+    for total, scalars in connected(world_size, work, newcomers):
         assert torch.equal(total, expected)
         assert torch.equal(scalars, rows)
 

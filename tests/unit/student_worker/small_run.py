@@ -189,7 +189,7 @@ class RoomGroup(Group):
     """One of the two; the other must take every step with it, or neither goes on."""
 
     def __init__(self, room: Room, rank: int) -> None:
-        self._room, self.rank, self.world_size, self._votes = room, rank, 2, 0
+        self._room, self.rank, self.world_size, self.newcomers, self._votes = room, rank, 2, 0, 0
 
     def start_step(self) -> Membership:
         self._room.meet()

@@ -31,7 +31,7 @@ NUM_PARAMETERS = sum(parameter.numel() for parameter in BagOfBigrams().module.pa
 class Changing(SoloGroup):
     """A group whose memberships are written down; the other workers' parts of a step are made up."""
 
-    def __init__(self, steps: Steps, memberships: list[tuple[int, int]]) -> None:
+    def __init__(self, steps: Steps, memberships: list[tuple[int, ...]]) -> None:
         self._steps, self._memberships, self._done = steps, memberships, 0
 
     def start_step(self) -> Membership:
@@ -40,7 +40,7 @@ class Changing(SoloGroup):
     def reduce(self, tree: GradientSum, scalars: Tensor) -> tuple[Tensor, Tensor]:
         del tree
         ids = self._steps.shard_ids(self._done)
-        mine = self.shards(self.start_step(), M)
+        mine = self.start_step().shards(self._done, M)
         for shard in set(range(M)) - set(mine):
             scalars[shard] = shard_scalars(NO_LOSS, ids[shard])
         return torch.zeros(NUM_PARAMETERS), scalars
@@ -72,10 +72,12 @@ class Watched(TableTeacher):
         ([(0, 1), (0, 1), (1, 2), (1, 2), (0, 1)], {(4, 0), (4, 1)}),
         # Its rank changes: what it held is the peer's. (Before the first quorum it had asked as if it were alone.)
         ([(0, 2), (0, 2), (1, 2), (1, 2), (1, 2)], {(2, 2), (2, 3)}),
+        # It is a newcomer in the third step, of which it computes nothing, and has its half of the next ones.
+        ([(0, 1), (0, 1), (1, 2, 1), (1, 2), (1, 2)], {(3, 2), (3, 3), (4, 2), (4, 3)}),
     ],
 )
 def test_a_change_of_world_size_asks_again_for_nothing_that_is_held_and_still_needed(
-    make: Make, dataset: Any, memberships: list[tuple[int, int]], dropped: set[Key]
+    make: Make, dataset: Any, memberships: list[tuple[int, ...]], dropped: set[Key]
 ) -> None:
     teacher, stopping = Watched(), threading.Event()
     steps = Steps(dataset, Order(len(dataset), 3, dataset.fingerprint), 6, M)
@@ -93,8 +95,8 @@ def test_a_change_of_world_size_asks_again_for_nothing_that_is_held_and_still_ne
     prefetcher.close()
     needed = {
         (step, shard)
-        for step, (rank, world_size) in enumerate(memberships)
-        for shard in group.shards(Membership(step, rank, world_size), M)
+        for step, membership in enumerate(memberships)
+        for shard in Membership(step, *membership).shards(step, M)
     }
     assert needed <= teacher.asked.keys(), "every micro-shard of ours was learnt from its own answer"
     twice = {key for key in needed if teacher.asked[key] > 1}

@@ -28,7 +28,7 @@ def test_a_single_worker_computes_every_shard_and_counts_its_steps_from_the_chec
         for step in (7, 8):
             membership = group.start_step()
             assert membership == Membership(step=step, rank=0, world_size=1)
-            assert group.shards(membership, 4) == range(4)
+            assert membership.shards(step, 4) == range(4)
             tree.clear()
             for shard in range(4):
                 tree.add(shard, torch.full((2,), float(shard)))

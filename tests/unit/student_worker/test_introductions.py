@@ -19,7 +19,7 @@ def texts(*introductions: Introduction) -> list[str]:
 
 def test_workers_of_one_run_train_together() -> None:
     told = texts(*(Introduction(RUN, "token", step, established=step > 0) for step in (0, 7, 3)))
-    assert [admit(rank, told, 4) for rank in range(3)] == [[0, 1, 2]] * 3
+    assert [admit(rank, told, 4) for rank in range(3)] == [([1, 0, 2], 2)] * 3
 
 
 @pytest.mark.parametrize(
@@ -35,7 +35,7 @@ def test_workers_of_one_run_train_together() -> None:
 def test_the_stranger_must_leave_and_is_told_why_and_the_run_goes_on(stranger: Introduction, named: str) -> None:
     member = Introduction(RUN, "token", 12, established=True)
     told = texts(stranger, member)
-    assert admit(1, told, 4) == [1]
+    assert admit(1, told, 4) == ([1], 0)
     with pytest.raises(RunMismatchError, match=named):
         admit(0, told, 4)
 
@@ -55,7 +55,7 @@ def test_many_differences_are_named_in_part_and_counted() -> None:
 
 def test_among_equals_the_lowest_rank_is_right() -> None:
     told = texts(Introduction(RUN, "token"), Introduction({**RUN, "data": "else"}, "token"))
-    assert admit(0, told, 4) == [0]
+    assert admit(0, told, 4) == ([0], 0)
     with pytest.raises(RunMismatchError):
         admit(1, told, 4)
 
@@ -63,16 +63,22 @@ def test_among_equals_the_lowest_rank_is_right() -> None:
 def test_the_newest_above_the_number_of_micro_shards_leave() -> None:
     old = [Introduction(RUN, "token", 9, established=True) for _ in range(2)]
     told = texts(Introduction(RUN, "token", 9), old[0], Introduction(RUN, "token", 4), old[1])
-    assert admit(1, told, 2) == admit(3, told, 2) == [1, 3]
+    assert admit(1, told, 2) == admit(3, told, 2) == ([1, 3], 0)
     for rank in (0, 2):
         with pytest.raises(TooManyWorkersError, match="2 workers already, as many as micro_shards"):
             admit(rank, told, 2)
-    assert admit(0, told, 3) == [0, 1, 3]  # of the two newcomers the one that is further on
+    assert admit(0, told, 3) == ([0, 1, 3], 0)  # of the two newcomers the one that is further on
+
+
+def test_those_who_are_behind_come_last_and_are_counted() -> None:
+    steps = (4, 9, 0, 9)
+    told = texts(*(Introduction(RUN, "token", step, established=step == 9) for step in steps))
+    assert [admit(rank, told, 4) for rank in range(4)] == [([1, 3, 0, 2], 2)] * 4
 
 
 def test_a_peer_that_introduces_itself_in_another_way_must_leave() -> None:
     told = [*texts(Introduction(RUN, "token", 3, established=True)), "[]", "no JSON", json.dumps({"run": 5})]
-    assert admit(0, told, 4) == [0]
+    assert admit(0, told, 4) == ([0], 0)
     with pytest.raises(RunMismatchError):
         admit(2, told, 4)
 
@@ -93,16 +99,20 @@ WORKERS = st.lists(
 @given(workers=WORKERS, max_workers=st.integers(1, 4))
 def test_all_come_to_the_same_answer_and_somebody_stays(workers: list[Introduction], max_workers: int) -> None:
     told = texts(*workers)
-    answers: dict[int, list[int]] = {}
+    answers: dict[int, tuple[list[int], int]] = {}
     for rank in range(len(workers)):
         try:
             answers[rank] = admit(rank, told, max_workers)
         except (RunMismatchError, TooManyWorkersError):
             continue
-    members = sorted(answers)
-    assert members
-    assert all(answer == members for answer in answers.values())
+    assert answers
+    members, newcomers = next(iter(answers.values()))
+    assert all(answer == (members, newcomers) for answer in answers.values())
+    assert sorted(members) == sorted(answers)
     assert len(members) <= max_workers
+    steps = [workers[rank].step for rank in members]
+    assert newcomers < len(members), "somebody has the weights"
+    assert [step < max(steps) for step in steps] == [False] * (len(members) - newcomers) + [True] * newcomers
 
 
 def test_an_introduction_shows_no_token() -> None:

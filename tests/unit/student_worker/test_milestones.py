@@ -18,6 +18,14 @@ from student_worker.state import WorkerState
 from tests.unit.student_worker.small_run import Make, evaluator, journal
 
 
+class OfTwo(Membership):
+    """One of two workers, which computes all."""
+
+    def all_shards(self, step: int, num_shards: int) -> list[range]:
+        del step
+        return [range(num_shards)] * 2
+
+
 class Promoted(Group):
     """A worker that does every step alone, and is first from some step on."""
 
@@ -25,11 +33,7 @@ class Promoted(Group):
         self._first_from, self._step = first_from, 0
 
     def start_step(self) -> Membership:
-        return Membership(self._step, 0 if self._step >= self._first_from else 1, 2)
-
-    def shards(self, membership: Membership, num_shards: int) -> range:
-        del membership
-        return range(num_shards)
+        return OfTwo(self._step, 0 if self._step >= self._first_from else 1, 2)
 
     def reduce(self, tree: GradientSum, scalars: Tensor) -> tuple[Tensor, Tensor]:
         return tree.total(None), sum_scalars(scalars, None, tree.device)

@@ -23,6 +23,7 @@ from student_worker.elastic.reduction import (
     blocks_of,
     gradient_sum,
     shard_range,
+    shard_ranges,
     sum_scalars,
 )
 
@@ -50,8 +51,11 @@ def same_bits(left: Tensor, right: Tensor) -> bool:
 class InMemory:
     """The collectives of threads in one process; an all-reduce adds in the order of ranks."""
 
-    def __init__(self, rank: int, world_size: int, board: list[list[Tensor]], barrier: threading.Barrier) -> None:
-        self.rank, self.world_size, self._board, self._barrier = rank, world_size, board, barrier
+    def __init__(
+        self, rank: int, world_size: int, newcomers: int, board: list[list[Tensor]], barrier: threading.Barrier
+    ) -> None:
+        self.rank, self.world_size, self.newcomers = rank, world_size, newcomers
+        self._board, self._barrier = board, barrier
 
     def _share(self, parts: list[Tensor]) -> list[list[Tensor]]:
         self._board[self.rank] = [part.clone() for part in parts]
@@ -74,14 +78,14 @@ class InMemory:
         torch.cat(received, out=output)
 
 
-def in_world(world_size: int, work: Callable[[Collectives], T]) -> list[T]:
+def in_world(world_size: int, work: Callable[[Collectives], T], newcomers: int = 0) -> list[T]:
     board: list[list[Tensor]] = [[] for _ in range(world_size)]
     barrier = threading.Barrier(world_size, timeout=20)
     results: dict[int, T] = {}
 
     def run(rank: int) -> None:
         try:
-            results[rank] = work(InMemory(rank, world_size, board, barrier))
+            results[rank] = work(InMemory(rank, world_size, newcomers, board, barrier))
         except BaseException:
             barrier.abort()
             raise
@@ -96,7 +100,8 @@ def in_world(world_size: int, work: Callable[[Collectives], T]) -> list[T]:
 
 def exact_total(collectives: Collectives, gradients: list[Tensor]) -> Tensor:
     tree = ShardTree(len(gradients), len(gradients[0]))
-    for shard in shard_range(collectives.rank, collectives.world_size, len(gradients)):
+    ranges = shard_ranges(collectives.world_size, collectives.newcomers, len(gradients))
+    for shard in ranges[collectives.rank]:
         tree.add(shard, gradients[shard])
     return tree.total(collectives).clone()
 
@@ -141,16 +146,18 @@ def test_every_world_size_gives_the_same_bits(num_shards: int, world_size: int) 
     num_elements=st.integers(1, 40),
     piece=st.integers(1, 17),
     world_size=st.integers(2, 6),
+    newcomers=st.integers(0, 5),
     levels=st.integers(0, 4),
     seed=st.integers(0, 1000),
 )
-def test_pieces_of_any_size_give_the_same_bits(
-    num_elements: int, piece: int, world_size: int, levels: int, seed: int
+def test_pieces_of_any_size_and_newcomers_of_any_number_give_the_same_bits(
+    num_elements: int, piece: int, world_size: int, newcomers: int, levels: int, seed: int
 ) -> None:
+    newcomers = min(newcomers, world_size - 1)
     gradients = rough_gradients(1 << levels, num_elements, seed)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(reduction, "PIECE_ELEMENTS", piece)
-        totals = in_world(world_size, lambda collectives: exact_total(collectives, gradients))
+        totals = in_world(world_size, lambda collectives: exact_total(collectives, gradients), newcomers)
     assert all(same_bits(total, reference(gradients)) for total in totals)
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from student_worker.elastic import reduction
-from student_worker.elastic.reduction import Collectives, GradientSum, ShardTree, gradient_sum, shard_range
+from student_worker.elastic.reduction import Collectives, GradientSum, ShardTree, gradient_sum, shard_ranges
 from student_worker.elastic.sum_costs import sum_memory_bytes, sum_traffic_bytes
 from tests.unit.student_worker.test_reduction import in_world
 
@@ -21,13 +21,14 @@ Kind = Literal["exact", "fast"]
 def allocated(tree: GradientSum) -> int:
     if not isinstance(tree, ShardTree):
         return ELEMENTS * 4
-    partials = [*tree._tree.free, *(partial for _, partial in tree._tree.entries)]
+    lent = [] if tree._lent is None else [tree._lent]
+    partials = [*lent, *tree._tree.free, *(partial for _, partial in tree._tree.entries)]
     return sum(tensor.untyped_storage().nbytes() for tensor in [*partials, *tree._buffers.values()])
 
 
 def add_all(tree: GradientSum, collectives: Collectives) -> None:
     tree.clear()
-    for shard in shard_range(collectives.rank, collectives.world_size, tree.num_shards):
+    for shard in shard_ranges(collectives.world_size, collectives.newcomers, tree.num_shards)[collectives.rank]:
         tree.add(shard, torch.ones(ELEMENTS))
     tree.total(collectives)
 
@@ -44,7 +45,8 @@ def test_memory_is_what_the_neediest_worker_holds_after_every_number_of_workers(
         def work(collectives: Collectives) -> None:
             add_all(trees[collectives.rank], collectives)
 
-        in_world(world_size, work)
+        for newcomers in {0, world_size - 1}:
+            in_world(world_size, work, newcomers)
         held = max(map(allocated, trees))
         told = sum_memory_bytes(kind, num_shards, ELEMENTS, world_size)
         # Every worker holds its own past: none has been the neediest in each respect.
@@ -55,7 +57,8 @@ class Counted:
     """Collectives that count what a rank sends to the others, a ring's all-reduce in its known sum."""
 
     def __init__(self, inner: Collectives) -> None:
-        self._inner, self.rank, self.world_size, self.sent = inner, inner.rank, inner.world_size, 0
+        self._inner, self.sent = inner, 0
+        self.rank, self.world_size, self.newcomers = inner.rank, inner.world_size, inner.newcomers
 
     def all_reduce(self, tensor: torch.Tensor) -> None:
         self.sent += 2 * tensor.nbytes * (self.world_size - 1) // self.world_size
