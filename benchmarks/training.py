@@ -18,12 +18,12 @@ import numpy as np
 import torch
 
 from benchmarks._result import Result, Value
+from stillhouse.asking import Asking
 from stillhouse.data import Order, PackedDataset, Sample
 from stillhouse.encodings import TopK
 from stillhouse.fixtures import FixtureTeacher
 from stillhouse.providers import Answer, TeacherLogitsProvider
 from stillhouse.request import LogitsRequest, Sequence, TeacherDescription
-from student_worker.batches import Asking
 from student_worker.cadence import Cadence
 from student_worker.callbacks import Callback, RunView, StepRecord
 from student_worker.elastic.group import SoloGroup

@@ -1,4 +1,4 @@
-"""Samples to what a model and a teacher are given: one padded batch, one request, the rows that count.
+"""Samples to what a model is given: one padded batch, and the rows that count.
 
 A row is one prediction: a position whose mask is set. Rows run through the samples in order, and through each
 sample's positions in order; labels, payload rows and student logits all follow that order. Shapes: B samples,
@@ -15,8 +15,6 @@ import torch
 from torch import Tensor
 
 from stillhouse.data import Sample
-from stillhouse.encodings import Encoding
-from stillhouse.request import All, CacheMode, Explicit, LogitsRequest, Sequence
 
 NO_LABEL = -100
 
@@ -92,31 +90,3 @@ def count(samples: SequenceOf[Sample]) -> Counts:
         sum(int((sample.mask & (sample.labels != NO_LABEL)).sum()) for sample in samples),
         sum(len(sample.token_ids) for sample in samples),
     )
-
-
-@dataclass(frozen=True, slots=True)
-class Asking:
-    """How a run asks its teacher: the same for every request."""
-
-    encoding: Encoding
-    temperature: float
-    vocabulary_size: int
-    fingerprint: str
-    cache_mode: CacheMode = "use"
-
-    def request(self, samples: SequenceOf[Sample]) -> LogitsRequest:
-        """Ask about the rows of samples; one with none is left out, since nothing could be answered about it."""
-        return LogitsRequest(
-            sequences=tuple(_sequence(sample) for sample in samples if sample.mask.any()),
-            encoding=self.encoding,
-            temperature=self.temperature,
-            vocabulary_size=self.vocabulary_size,
-            cache_mode=self.cache_mode,
-            expected_fingerprint=self.fingerprint,
-        )
-
-
-def _sequence(sample: Sample) -> Sequence:
-    positions = All() if sample.mask.all() else Explicit(tuple(np.flatnonzero(sample.mask).tolist()))
-    segments = tuple(int(length) for length in sample.segment_lengths)
-    return Sequence(tuple(sample.token_ids.tolist()), segments if len(segments) > 1 else (), positions)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
+from stillhouse.asking import Asking
 from stillhouse.data import PackedDataset, Sample
 from stillhouse.encoding_text import format_encoding
 from stillhouse.encodings import Candidates, Dense, Encoding, Hidden, Sampled, TopK
@@ -22,7 +23,7 @@ from stillhouse.kd.divergences import FORWARD_KL, Divergence
 from stillhouse.payloads import DenseLogits, HiddenStates, OutputHead, Payload, concatenate
 from stillhouse.providers import Answer
 from stillhouse.request import LogitsRequest
-from student_worker.batches import Asking, Batch, make_batch
+from student_worker.batches import Batch, make_batch
 from student_worker.evaluation.figures import Evaluation, Sums
 from student_worker.failpoints import fail_point
 from student_worker.payload_rows import slice_rows

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import torch
 
+from stillhouse.asking import Asking
 from stillhouse.cli.named_tokenizer import open_tokenizer
 from stillhouse.data import DataSpec, PackedDataset, Prepared, prepare
 from stillhouse.encoding_text import format_encoding
@@ -24,7 +25,6 @@ from stillhouse.providers import TeacherLogitsProvider
 from stillhouse.request import TeacherDescription
 from stillhouse.version import __version__
 from stillhouse.vocabulary import check_token_ids, shared_vocabulary, tokenizer_tokens
-from student_worker.batches import Asking
 from student_worker.evaluation.evaluate import Evaluator
 from student_worker.evaluation.plain import evaluate_alone, nothing_to_predict
 from student_worker.recipe.encoding_choice import choose_encoding

@@ -7,12 +7,12 @@ from typing import Any
 
 import structlog
 
+from stillhouse.asking import Asking
 from stillhouse.data import Order, Prepared, prepare
 from stillhouse.encodings import Encoding, Hidden
 from stillhouse.errors import ConfigurationError, RequestTooLongError
 from stillhouse.request import TeacherDescription
 from stillhouse.vocabulary import check_token_ids, shared_vocabulary, tokenizer_tokens
-from student_worker.batches import Asking
 from student_worker.planning.model_size import ModelSize
 from student_worker.planning.sketch import Sketch, sketch_student, sketch_teacher
 from student_worker.recipe.encoding_choice import choose_encoding, warn_of_noise

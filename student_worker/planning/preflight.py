@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import structlog
 import torch
 
+from stillhouse.asking import Asking
 from stillhouse.data import Prepared
 from stillhouse.encodings import Encoding
 from stillhouse.request import TeacherDescription
-from student_worker.batches import Asking
 from student_worker.elastic.threads import THREADS_KEY
 from student_worker.planning.checked import Checked, check_run
 from student_worker.planning.model_size import ModelSize

@@ -12,12 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from stillhouse.asking import Asking
 from stillhouse.data import Order
 from stillhouse.encode import encode_logits
 from stillhouse.encodings import Dense
 from stillhouse.providers import Answer, TeacherLogitsProvider
 from stillhouse.request import LogitsRequest, TeacherDescription
-from student_worker.batches import Asking, Batch
+from student_worker.batches import Batch
 from student_worker.cadence import Cadence
 from student_worker.callbacks import RunView
 from student_worker.callbacks.lines import Lines

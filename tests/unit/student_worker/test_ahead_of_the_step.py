@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from stillhouse.asking import Asking
 from stillhouse.data import Order
 from stillhouse.encodings import Dense
 from stillhouse.providers import Answer
 from stillhouse.request import LogitsRequest
-from student_worker.batches import Asking
 from student_worker.elastic.group import Membership, SoloGroup
 from student_worker.elastic.reduction import GradientSum
 from student_worker.patience import PatientTeacher

@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 
+from stillhouse.asking import Asking
 from stillhouse.data import Order
 from stillhouse.encodings import Dense
 from stillhouse.request import All, Explicit
-from student_worker.batches import Asking, Counts, count, make_batch
+from student_worker.batches import Counts, count, make_batch
 from student_worker.steps import Steps
 
 ASKING = Asking(Dense(), 2.0, 20, "f" * 32)

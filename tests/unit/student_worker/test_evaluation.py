@@ -10,10 +10,11 @@ import pytest
 import torch
 from torch.nn import functional
 
+from stillhouse.asking import Asking
 from stillhouse.encodings import Dense, Encoding, TopK
 from stillhouse.errors import ConfigurationError, GuardError
 from stillhouse.kd.divergences import Divergence
-from student_worker.batches import Asking, make_batch
+from student_worker.batches import make_batch
 from student_worker.cadence import Cadence
 from student_worker.callbacks import Callback, Evaluation, RunView, StepRecord
 from student_worker.evaluation.evaluate import Evaluator

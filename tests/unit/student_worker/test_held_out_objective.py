@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from stillhouse.asking import Asking
 from stillhouse.encode import encode_logits
 from stillhouse.encodings import Dense
 from stillhouse.kd.divergences import Divergence, DivergenceName
 from stillhouse.providers import Answer
 from stillhouse.request import LogitsRequest
-from student_worker.batches import Asking, Batch, make_batch
+from student_worker.batches import Batch, make_batch
 from student_worker.evaluation.evaluate import Evaluator
 from student_worker.students.base import Student
 

@@ -10,13 +10,14 @@ import pytest
 import torch
 from torch.nn import functional
 
+from stillhouse.asking import Asking
 from stillhouse.data import Order
 from stillhouse.encodings import Dense
 from stillhouse.errors import GuardError, TeacherUnavailableError
 from stillhouse.payloads import DenseLogits
 from stillhouse.providers import Answer
 from stillhouse.request import LogitsRequest
-from student_worker.batches import Asking, make_batch
+from student_worker.batches import make_batch
 from student_worker.cadence import Cadence
 from student_worker.callbacks.best import Best
 from student_worker.elastic.group import SoloGroup

@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from stillhouse.asking import Asking
 from stillhouse.data import Order
 from stillhouse.encodings import Candidates, Dense, Encoding, Hidden, Sampled, TopK
 from stillhouse.fixtures import FixtureTeacher
 from stillhouse.kd.teacher import TopKTail
-from student_worker.batches import Asking
 from student_worker.cadence import Cadence
 from student_worker.callbacks import RunView
 from student_worker.callbacks.lines import Lines

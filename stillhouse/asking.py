@@ -1,0 +1,44 @@
+"""How samples are asked about: the same for every request of a run, or of a capture.
+
+Training and capture ask by this one module, so that what was captured answers what is trained on. Knows nothing of who
+answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as SequenceOf
+from dataclasses import dataclass
+
+import numpy as np
+
+from stillhouse.data.packing import Sample
+from stillhouse.encodings import Encoding
+from stillhouse.request import All, CacheMode, Explicit, LogitsRequest, Sequence
+
+
+@dataclass(frozen=True, slots=True)
+class Asking:
+    """How a teacher is asked: the same for every request."""
+
+    encoding: Encoding
+    temperature: float
+    vocabulary_size: int
+    fingerprint: str
+    cache_mode: CacheMode = "use"
+
+    def request(self, samples: SequenceOf[Sample]) -> LogitsRequest:
+        """Ask about the rows of samples; one with none is left out, since nothing could be answered about it."""
+        return LogitsRequest(
+            sequences=tuple(_sequence(sample) for sample in samples if sample.mask.any()),
+            encoding=self.encoding,
+            temperature=self.temperature,
+            vocabulary_size=self.vocabulary_size,
+            cache_mode=self.cache_mode,
+            expected_fingerprint=self.fingerprint,
+        )
+
+
+def _sequence(sample: Sample) -> Sequence:
+    positions = All() if sample.mask.all() else Explicit(tuple(np.flatnonzero(sample.mask).tolist()))
+    segments = tuple(int(length) for length in sample.segment_lengths)
+    return Sequence(tuple(sample.token_ids.tolist()), segments if len(segments) > 1 else (), positions)
