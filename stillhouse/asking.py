@@ -26,10 +26,17 @@ class Asking:
     fingerprint: str
     cache_mode: CacheMode = "use"
 
-    def request(self, samples: SequenceOf[Sample]) -> LogitsRequest:
-        """Ask about the rows of samples; one with none is left out, since nothing could be answered about it."""
+    def request(
+        self, samples: SequenceOf[Sample], indices: SequenceOf[tuple[str, int] | None] | None = None
+    ) -> LogitsRequest:
+        """Ask about the rows of samples; one with none is left out, since nothing could be answered about it.
+
+        `indices` say for each sample its part and its index there, for whom a store may answer.
+        """
+        places = indices if indices is not None else [None] * len(samples)
+        pairs = zip(samples, places, strict=True)
         return LogitsRequest(
-            sequences=tuple(_sequence(sample) for sample in samples if sample.mask.any()),
+            sequences=tuple(_sequence(sample, place) for sample, place in pairs if sample.mask.any()),
             encoding=self.encoding,
             temperature=self.temperature,
             vocabulary_size=self.vocabulary_size,
@@ -38,7 +45,9 @@ class Asking:
         )
 
 
-def _sequence(sample: Sample) -> Sequence:
+def _sequence(sample: Sample, place: tuple[str, int] | None) -> Sequence:
     positions = All() if sample.mask.all() else Explicit(tuple(np.flatnonzero(sample.mask).tolist()))
     segments = tuple(int(length) for length in sample.segment_lengths)
-    return Sequence(tuple(sample.token_ids.tolist()), segments if len(segments) > 1 else (), positions)
+    return Sequence(
+        tuple(sample.token_ids.tolist()), segments if len(segments) > 1 else (), positions, sample_index=place
+    )

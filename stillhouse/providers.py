@@ -26,12 +26,14 @@ from stillhouse.scoring import plan_scoring
 class Answer:
     """One payload per sequence of a request, in its order, and who gave it.
 
-    Times in seconds; `num_bytes` is what the payloads took on their way, 0 where they had none.
+    Times in seconds; `num_bytes` is what the payloads took on their way, 0 where they had none. `cache_hits` of them
+    the teacher remembered, and `store_hits` were read from a store, with no teacher asked.
     """
 
     payloads: tuple[Payload, ...]
     fingerprint: str
     cache_hits: int = 0
+    store_hits: int = 0
     queue_seconds: float = 0.0
     compute_seconds: float = 0.0
     encode_seconds: float = 0.0

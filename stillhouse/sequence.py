@@ -49,13 +49,15 @@ class Sequence:
     `segment_lengths` are the lengths of the documents packed into it; empty means one document. Attention never
     crosses from one to another and positions count from 0 in each. `positions` count over the whole sequence.
     `candidate_ids` go with `Candidates()`: for each position asked for, as many strictly increasing ids as for every
-    other.
+    other. `sample_index` says where a store may hold the answer: the part and the sample's index in it. It is a hint
+    and no part of what is asked: it counts in no comparison, key or fingerprint, and never travels.
     """
 
     token_ids: tuple[int, ...]
     segment_lengths: tuple[int, ...] = ()
     positions: Positions = field(default_factory=Last)
     candidate_ids: tuple[tuple[int, ...], ...] = ()
+    sample_index: tuple[str, int] | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         _check_integers("token_ids", self.token_ids)
