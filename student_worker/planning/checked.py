@@ -5,14 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import structlog
-
 from stillhouse.asking import Asking
 from stillhouse.data import Order, Prepared, prepare
 from stillhouse.encodings import Encoding, Hidden
 from stillhouse.errors import ConfigurationError, RequestTooLongError
+from stillhouse.pairing import paired_vocabulary
 from stillhouse.request import TeacherDescription
-from stillhouse.vocabulary import check_token_ids, shared_vocabulary, tokenizer_tokens
+from stillhouse.vocabulary import check_token_ids
 from student_worker.planning.model_size import ModelSize
 from student_worker.planning.sketch import Sketch, sketch_student, sketch_teacher
 from student_worker.recipe.encoding_choice import choose_encoding, warn_of_noise
@@ -20,8 +19,6 @@ from student_worker.recipe.run_length import num_steps
 from student_worker.recipe.schema import FixtureSpec, Recipe
 from student_worker.steps import Steps
 from student_worker.students.build import find_tokenizer
-
-_log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,13 +61,9 @@ def check_run(recipe: Recipe, teacher: TeacherDescription) -> Checked:
             f"{sketch.max_positions}; lower it"
         )
     tokenizer = find_tokenizer(recipe.tokenizer, recipe.student, teacher.model)
-    vocabulary_size = teacher.vocabulary_size
-    if teacher.tokens and not isinstance(recipe.student, FixtureSpec):
-        ours = tokenizer_tokens(tokenizer)
-        vocabulary_size = shared_vocabulary(teacher.tokens, ours, teacher_head_size=teacher.vocabulary_size)
-    else:
-        _log.warning("vocabulary_not_compared", reason="teacher or student has no tokens: sizes alone decide")
-    vocabulary_size = min(vocabulary_size, sketch.vocabulary_size)
+    # A fixture's logits are of no tokenizer.
+    paired = paired_vocabulary(teacher, None if isinstance(recipe.student, FixtureSpec) else tokenizer)
+    vocabulary_size = min(paired, sketch.vocabulary_size)
     prepared = prepare(recipe.data, tokenizer)
     check_token_ids(prepared.manifest.max_token_id, vocabulary_size)
     train = prepared.train

@@ -11,13 +11,14 @@ from typing import Any
 
 import torch
 
+from stillhouse.disk import folder_bytes, free_disk, shown
 from stillhouse.encoding_text import format_encoding
 from stillhouse.errors import ConfigurationError
 from student_worker.elastic.sum_costs import BYTES, sum_memory_bytes, sum_traffic_bytes
 from student_worker.evaluation.evaluate import row_bytes
 from student_worker.planning.checked import Checked
 from student_worker.planning.model_size import ModelSize
-from student_worker.planning.resources import folder_bytes, free_disk, free_memory
+from student_worker.planning.resources import free_memory
 from student_worker.recipe.checks import holds_out
 from student_worker.recipe.run_length import num_tokens
 from student_worker.recipe.schema import Recipe
@@ -177,15 +178,6 @@ def check_fits(plan: Plan, *, whole_disk: bool) -> None:
             f"{shown(disk.exports)} need {shown(wanted)} more on the disk, and {shown(disk.free)} are free; free some, "
             "lower save_total_limit, or name another output_dir or checkpoint_dir"
         )
-
-
-def shown(num_bytes: float) -> str:
-    """Return a number of bytes for people."""
-    for unit in ("bytes", "KiB", "MiB", "GiB"):
-        if abs(num_bytes) < 1024:
-            return f"{num_bytes:.0f} bytes" if unit == "bytes" else f"{num_bytes:.1f} {unit}"
-        num_bytes /= 1024
-    return f"{num_bytes:.1f} TiB"
 
 
 def _memory(recipe: Recipe, checked: Checked, device: torch.device, n: int, workers: int) -> Memory:

@@ -12,12 +12,13 @@ import torch
 
 from stillhouse.asking import Asking
 from stillhouse.data import Prepared
+from stillhouse.disk import shown
 from stillhouse.encodings import Encoding
 from stillhouse.request import TeacherDescription
 from student_worker.elastic.threads import THREADS_KEY
 from student_worker.planning.checked import Checked, check_run
 from student_worker.planning.model_size import ModelSize
-from student_worker.planning.plan import check_fits, make_plan, shown
+from student_worker.planning.plan import check_fits, make_plan
 from student_worker.recipe.schema import Recipe
 from student_worker.steps import Steps
 from student_worker.students.base import Student

@@ -1,11 +1,10 @@
-"""What this machine has left: memory of the host or of a device, and space on a disk. In bytes."""
+"""What memory this machine has left: of the host or of a device. In bytes."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import resource
-import shutil
 from pathlib import Path
 
 import psutil
@@ -28,23 +27,6 @@ def free_memory(device: torch.device) -> int:
     if soft != resource.RLIM_INFINITY:
         free.append(soft - int(own.vms))
     return max(0, min(free))
-
-
-def free_disk(folder: Path) -> int:
-    """Return how much may still be written where a folder is, or is to be made."""
-    there = folder.absolute()
-    while not there.exists() and there != there.parent:
-        there = there.parent
-    return shutil.disk_usage(there).free
-
-
-def folder_bytes(folder: Path) -> int:
-    """Return what the files below a folder take; 0 where there is none."""
-    total = 0
-    for path in folder.rglob("*"):
-        with contextlib.suppress(OSError):  # gone in the meantime
-            total += path.stat().st_size if path.is_file() else 0
-    return total
 
 
 def _left_by_groups() -> list[int]:

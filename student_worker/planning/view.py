@@ -14,12 +14,13 @@ from rich.table import Table
 
 from stillhouse.client import TeacherClient
 from stillhouse.credentials import channel_credentials
+from stillhouse.disk import shown
 from stillhouse.logs import configure_logging
 from stillhouse.models import pick_device, silence_transformers
 from student_worker.patience import CLIENT_ATTEMPTS, PatientTeacher
 from student_worker.planning.checked import check_run
 from student_worker.planning.model_size import ModelSize
-from student_worker.planning.plan import Plan, check_fits, make_plan, shown
+from student_worker.planning.plan import Plan, check_fits, make_plan
 from student_worker.recipe.schema import Recipe
 from student_worker.run_folder.output import check_output_dir
 

@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from stillhouse.disk import free_disk
 from stillhouse.errors import ConfigurationError
 from stillhouse.fingerprint import weights_fingerprint
 from stillhouse.fixtures import FixtureTeacher
 from stillhouse.models import load_causal_lm
 from stillhouse.request import TeacherDescription
 from student_worker.planning.model_size import hollow_model, measure
-from student_worker.planning.resources import free_disk, free_memory
+from student_worker.planning.resources import free_memory
 from student_worker.planning.same_weights import check_not_its_teacher, stored_fingerprint
 from student_worker.planning.sketch import sketch_student, sketch_teacher
 from student_worker.recipe.student import CausalLMSpec

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
+from stillhouse.disk import shown
 from stillhouse.errors import ConfigurationError
 from student_worker.planning.model_size import ModelSize
-from student_worker.planning.plan import Disk, Memory, Plan, check_fits, shown
+from student_worker.planning.plan import Disk, Memory, Plan, check_fits
 
 SIZE = ModelSize(1000, 1000, 2000)
 MEMORY = Memory(
