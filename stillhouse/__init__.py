@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     )
     from stillhouse.providers import Answer, StudentLogitsProvider, TeacherLogitsProvider
     from stillhouse.request import All, Explicit, From, Last, LogitsRequest, Sequence, TeacherDescription
+    from stillhouse.store import Store, StoredSample, open_store
 
 _HOME = {
     "DataSpec": "data",
@@ -74,6 +75,9 @@ _HOME = {
     "Answer": "providers",
     "StudentLogitsProvider": "providers",
     "TeacherLogitsProvider": "providers",
+    "Store": "store",
+    "StoredSample": "store",
+    "open_store": "store",
     "All": "request",
     "Explicit": "request",
     "From": "request",
@@ -110,6 +114,8 @@ __all__ = [
     "SampledCounts",
     "Sequence",
     "StillhouseError",
+    "Store",
+    "StoredSample",
     "StudentLogitsProvider",
     "TeacherClient",
     "TeacherDescription",
@@ -125,6 +131,7 @@ __all__ = [
     "kd_loss_and_gradient",
     "kd_step",
     "kd_step_per_position",
+    "open_store",
     "prepare",
 ]
 

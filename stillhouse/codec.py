@@ -25,6 +25,7 @@ from stillhouse.sampled_bits import pack_counts, pack_ids, unpack_counts, unpack
 from stillhouse.tensor_bytes import DTYPES, VALUE_TYPES, TensorReader, bytes_of, expect, require_little_endian
 
 __all__ = [
+    "check_payload",
     "decode_output_head",
     "decode_payload",
     "encode_output_head",
@@ -41,8 +42,7 @@ def encode_payload(payload: Payload) -> bytes:
         CodecError: tensors whose shapes, dtypes or ids contradict each other.
     """
     require_little_endian()
-    header = header_of(payload)
-    _check_values(payload)
+    header = check_payload(payload)
     if isinstance(payload, SampledCounts):
         offsets, ids = payload.offsets.cpu().numpy(), payload.token_ids.cpu().numpy().astype(np.int64)
         counts = pack_counts(payload.counts.cpu().numpy().astype(np.int64), header.rows, header.count)
@@ -79,6 +79,17 @@ def verify_payload(data: bytes | bytearray | memoryview) -> Header:
         CodecError: as `decode_payload` does for everything but the values themselves.
     """
     return read_header(memoryview(data).cast("B"))
+
+
+def check_payload(payload: Payload) -> Header:
+    """Check that a payload, wherever it came from, is one that could be encoded, and return its header.
+
+    Raises:
+        CodecError: tensors whose shapes, dtypes or ids contradict each other.
+    """
+    header = header_of(payload)
+    _check_values(payload)
+    return header
 
 
 def header_of(payload: Payload) -> Header:

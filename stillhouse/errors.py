@@ -3,6 +3,7 @@
     StillhouseError
     ├── ConfigurationError (ValueError)     settings, recipes, command lines
     ├── DataError (ValueError)              a corpus, or a prepared dataset, that cannot be used
+    ├── StoreError                          an offline store that cannot be written or read
     ├── CheckpointError                     a checkpoint that cannot be written or read
     ├── GuardError                          a guard stopped the run
     ├── CodecError (ValueError)             bytes that are no payload
@@ -39,6 +40,10 @@ class ConfigurationError(StillhouseError, ValueError):
 
 class DataError(StillhouseError, ValueError):
     """A corpus or prepared dataset that cannot be used; the message names the file and the place in it."""
+
+
+class StoreError(StillhouseError):
+    """An offline store that could not be written, or that is incomplete, altered or made otherwise than is asked."""
 
 
 class CheckpointError(StillhouseError):

@@ -1,0 +1,81 @@
+"""Reads a shard over, from its first byte to its last, and says what is wrong with it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import pyarrow as pa
+
+from stillhouse.data.dataset import PartName
+from stillhouse.errors import StoreError
+from stillhouse.store.manifest import Shard, StorePlan, WrittenFile
+from stillhouse.store.rows import StoredSample, check_row
+from stillhouse.store.shard import ShardReader, shard_name, shard_schema
+
+READ_BYTES: Final = 1 << 20
+
+
+def file_entry(place: Path) -> WrittenFile:
+    """Return the size of a file, and the BLAKE2b-128 of its bytes.
+
+    Raises:
+        StoreError: it cannot be read.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    size = 0
+    try:
+        with place.open("rb") as file:
+            while chunk := file.read(READ_BYTES):
+                digest.update(chunk)
+                size += len(chunk)
+    except OSError as error:
+        raise StoreError(f"{place} cannot be read: {error.strerror or error}") from error
+    return WrittenFile(bytes=size, checksum=digest.hexdigest())
+
+
+def shard_entry(place: Path, plan: StorePlan, part: PartName, number: int) -> Shard:
+    """Return what a manifest says of a shard, after every row was read.
+
+    Raises:
+        StoreError: it is not whole, altered, or of another plan.
+    """
+    tokens = positions = samples = 0
+    for row in each_row(place, plan, part, number):
+        samples += 1
+        tokens += len(row.token_ids)
+        positions += row.payload.num_positions
+    return Shard(samples=samples, tokens=tokens, positions=positions, **file_entry(place).model_dump())
+
+
+def each_row(place: Path, plan: StorePlan, part: PartName, number: int) -> Iterator[StoredSample]:
+    """Yield the rows of a shard, each seen to be where it belongs.
+
+    Raises:
+        StoreError: it is not whole, altered, or of another plan.
+    """
+    schema = shard_schema(plan)
+    indices = plan.samples_of(part, number)
+    name = shard_name(part, number)
+    try:
+        reader = ShardReader(place, schema)
+        try:
+            if reader.num_samples != len(indices):
+                raise StoreError(f"{name} should hold {len(indices)} samples; it holds {reader.num_samples}")
+            for group, start in enumerate(range(indices.start, indices.stop, plan.samples_per_group)):
+                columns = reader.group(group, schema.names)
+                for row, index in enumerate(range(start, min(start + plan.samples_per_group, indices.stop))):
+                    if columns.sample_index(row) != index:
+                        raise StoreError(f"{name} has sample {columns.sample_index(row)} in the place of {index}")
+                    sample = columns.sample(row)
+                    payload = columns.payload(
+                        row, plan.answer_encoding, temperature=plan.temperature, vocabulary_size=plan.vocabulary_size
+                    )
+                    check_row(plan, sample, payload)
+                    yield StoredSample(sample.token_ids, sample.labels, sample.mask, sample.segment_lengths, payload)
+        finally:
+            reader.close()
+    except (OSError, pa.ArrowException, ValueError, IndexError, RuntimeError) as error:
+        raise StoreError(f"{place} cannot be read: {error}; remove it, and it is made again") from error

@@ -1,0 +1,351 @@
+"""Random access to a store, in a folder or at any fsspec address: `open_store`.
+
+Opening reads the manifest alone. A sample's shard and row group follow from its index; local shards are mapped into
+memory. What is kept is bounded: some open shards, and some decoded row groups. Safe for threads; a process that is
+forked, or that gets a store by pickling, opens the files anew.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Final, Generic, TypeVar
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from stillhouse.data.dataset import Part, PartName
+from stillhouse.data.packing import Sample
+from stillhouse.encodings import Encoding
+from stillhouse.errors import CodecError, StoreError
+from stillhouse.payloads import OutputHead, Payload
+from stillhouse.request import TeacherDescription
+from stillhouse.store.columns import SAMPLE_COLUMNS, Columns
+from stillhouse.store.extras import read_output_head, read_tokens
+from stillhouse.store.files import StoreFiles
+from stillhouse.store.manifest import Manifest, Shard
+from stillhouse.store.opening import read_manifest
+from stillhouse.store.rows import StoredSample, check_row
+from stillhouse.store.shard import ShardReader, shard_name, shard_schema
+
+MAX_OPEN_SHARDS: Final = 64
+"""Each holds its footer, some hundred KB, and a file handle."""
+
+MAX_GROUP_BYTES: Final = 64 * 2**20
+"""Of decoded row groups, besides the one that is read."""
+
+Value = TypeVar("Value")
+
+
+def open_store(address: str | Path, *, allow_partial: bool = False, **options: Any) -> Store:
+    """Open an offline store.
+
+    Args:
+        address: a folder, or an address of any protocol that fsspec knows, such as s3://bucket/store.
+        allow_partial: also open one share of a capture that was split, in which some samples are missing.
+        options: for fsspec's file system, besides what it finds in the environment.
+
+    Raises:
+        StoreError: no store, a capture that is not at its end, a newer format, or a share where the whole is needed.
+    """
+    return Store(address, allow_partial=allow_partial, options=options)
+
+
+class Store:
+    """An open store: see `open_store`. `store[i]` is `store.train[i]`."""
+
+    def __init__(
+        self, address: str | Path, *, allow_partial: bool = False, options: dict[str, Any] | None = None
+    ) -> None:
+        self._arguments = (os.fspath(address), allow_partial, options)
+        self._files = StoreFiles(address, options)
+        self.address = self._files.name
+        self.manifest: Manifest = read_manifest(self._files)
+        if not self.manifest.is_whole and not allow_partial:
+            index, count = self.manifest.share
+            raise StoreError(
+                f"{self.address} holds share {index}/{count} of a store: join the shares with `stillhouse store merge`"
+            )
+        plan = self.manifest.plan
+        self.encoding: Encoding = plan.answer_encoding
+        self.train = StorePart(self, "train")
+        self.held_out: StorePart | None = StorePart(self, "held_out") if plan.held_out is not None else None
+        self._shards = _Shards(self._files, self.manifest)
+        self._tokens: tuple[str, ...] | None = None
+        self._output_head: OutputHead | None = None
+
+    def part(self, name: PartName) -> StorePart:
+        """Return a part by its name.
+
+        Raises:
+            StoreError: this store has none such.
+        """
+        found = self.train if name == "train" else self.held_out
+        if found is None:
+            raise StoreError(f"{self.address} has no held-out part: the corpus had none")
+        return found
+
+    def __len__(self) -> int:
+        return len(self.train)
+
+    def __getitem__(self, index: int) -> StoredSample:
+        return self.train[index]
+
+    def __iter__(self) -> Iterator[StoredSample]:
+        return iter(self.train)
+
+    @property
+    def tokens(self) -> tuple[str, ...]:
+        """The teacher's tokens in the order of their ids; none where it had no tokenizer."""
+        if self._tokens is None:
+            self._tokens = read_tokens(self._files) if self.manifest.tokens is not None else ()
+        return self._tokens
+
+    def output_head(self) -> OutputHead | None:
+        """Return what rebuilds the logits of a `Hidden` store, on the host; None for others."""
+        if self._output_head is None and self.manifest.output_head is not None:
+            self._output_head = read_output_head(self._files)
+        return self._output_head
+
+    def describe(self) -> TeacherDescription:
+        """Return the description of the teacher whose answers these are."""
+        return self.manifest.plan.describe(self.tokens)
+
+    def close(self) -> None:
+        """Let go of the files; reading opens them again."""
+        self._shards.close()
+
+    def columns(self, part: PartName, index: int, names: tuple[str, ...]) -> tuple[Columns, int]:
+        """Return decoded columns of the row group that holds a sample, and the sample's row among them."""
+        return self._shards.columns(part, index, names)
+
+    def __repr__(self) -> str:
+        return f"Store({self.address!r}, {self.manifest.plan.encoding}, {len(self.train)} samples)"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _reopen, self._arguments
+
+
+def _reopen(address: str, allow_partial: bool, options: dict[str, Any] | None) -> Store:
+    return Store(address, allow_partial=allow_partial, options=options)
+
+
+class StorePart:
+    """The samples of one part of a store, by the indices that they have in the prepared corpus.
+
+    What training asks of a `PackedDataset` it can ask of this; `fingerprint` is that of the corpus' part.
+    """
+
+    def __init__(self, store: Store, name: PartName) -> None:
+        plan = store.manifest.plan
+        self._store = store
+        self._plan = plan
+        self.name: PartName = name
+        self.part: Part = plan.part(name)
+        self.fingerprint: str = self.part.fingerprint
+        self.tokenizer_fingerprint = plan.tokenizer_fingerprint
+        self.vocabulary_size = plan.tokenizer_vocabulary_size
+        self.max_token_id = plan.max_token_id
+        self.block_size = plan.block_size
+        self._held = plan.shards_of(name, store.manifest.share)
+        answers = shard_schema(plan).names[len(SAMPLE_COLUMNS) :]
+        self._columns = {"sample": SAMPLE_COLUMNS, "payload": ("sample_index", *answers)}
+
+    def __len__(self) -> int:
+        return self.part.num_samples
+
+    def has(self, index: int) -> bool:
+        """Return whether the store holds a sample: all in a whole store, those of its shards in a share of one."""
+        return 0 <= index < len(self) and index // self._plan.samples_per_shard in self._held
+
+    def __getitem__(self, index: int) -> StoredSample:
+        """Return a sample and its answer; a negative index counts from the end.
+
+        Raises:
+            IndexError: there is no such sample.
+            StoreError: it is in another share, or its shard is missing or altered.
+        """
+        index = self._checked(index)
+        sample = self.sample(index)
+        payload = self._payload(index)
+        self._faults(index, check_row, self._plan, sample, payload)
+        return StoredSample(sample.token_ids, sample.labels, sample.mask, sample.segment_lengths, payload)
+
+    def __iter__(self) -> Iterator[StoredSample]:
+        return (self[index] for index in range(len(self)) if self.has(index))
+
+    def sample(self, index: int) -> Sample:
+        """Return a sample without its answer, of which nothing is read.
+
+        Raises:
+            IndexError, StoreError: as `[index]` does.
+        """
+        index = self._checked(index)
+        columns, row = self._store.columns(self.name, index, self._columns["sample"])
+        sample: Sample = self._faults(index, columns.sample, row)
+        return sample
+
+    def payload(self, index: int) -> Payload:
+        """Return the answer about a sample.
+
+        Raises:
+            IndexError, StoreError: as `[index]` does.
+        """
+        return self[index].payload
+
+    def sample_lengths(self) -> NDArray[np.int64]:
+        """Return the length in tokens of each sample, int64 `[S]`: the block size, but for the last."""
+        lengths = np.full(len(self), self.block_size, np.int64)
+        last = len(self) - 1
+        if self.has(last):
+            shard = self._store.manifest.shards[self.name][-1]
+            lengths[-1] = shard.tokens - (shard.samples - 1) * self.block_size
+        return lengths
+
+    def _payload(self, index: int) -> Payload:
+        columns, row = self._store.columns(self.name, index, self._columns["payload"])
+        payload: Payload = self._faults(
+            index,
+            columns.payload,
+            row,
+            self._store.encoding,
+            temperature=self._plan.temperature,
+            vocabulary_size=self._plan.vocabulary_size,
+        )
+        return payload
+
+    def _checked(self, index: int) -> int:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"sample {index} of {len(self)}")
+        index %= len(self)
+        if not self.has(index):
+            share = "{}/{}".format(*self._store.manifest.share)
+            raise StoreError(f"{self._store.address} holds share {share}, without sample {index} of {self.name}")
+        return index
+
+    def _faults(self, index: int, call: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+        try:
+            return call(*arguments, **named)
+        except (StoreError, CodecError, ValueError, IndexError, RuntimeError) as error:
+            name = shard_name(self.name, index // self._plan.samples_per_shard)
+            raise StoreError(
+                f"{self._store.address}: {name} holds no sound sample {index}: {error}; copy or capture it again"
+            ) from error
+
+    def __repr__(self) -> str:
+        return f"StorePart({self._store.address!r}, {self.name!r}, {len(self)} samples of {self.block_size} tokens)"
+
+
+class _Shards:
+    """Open shards and decoded row groups, the last used of each."""
+
+    def __init__(self, files: StoreFiles, manifest: Manifest) -> None:
+        self._files = files
+        self._manifest = manifest
+        self._plan = manifest.plan
+        self._first = {name: self._plan.shards_of(name, manifest.share).start for name in self._plan.parts}
+        self._schema = shard_schema(self._plan)
+        self._begin()
+
+    def _begin(self) -> None:
+        self._pid = os.getpid()
+        self._mutex = threading.Lock()
+        self._open: _Recent[ShardReader] = _Recent(MAX_OPEN_SHARDS, lambda _: 1, _close)
+        self._groups: _Recent[Columns] = _Recent(MAX_GROUP_BYTES, lambda columns: columns.num_bytes)
+
+    def columns(self, part: PartName, index: int, names: tuple[str, ...]) -> tuple[Columns, int]:
+        """Return decoded columns of the row group that holds a sample, and the sample's row among them."""
+        number, at = divmod(index, self._plan.samples_per_shard)
+        group, row = divmod(at, self._plan.samples_per_group)
+        if self._pid != os.getpid():
+            self._begin()  # Threads and open files of the process that this one was forked from.
+        key = part, number, group, names
+        with self._mutex:
+            columns = self._groups.get(key)
+            if columns is None:
+                try:
+                    columns = self._reader(part, number).group(group, names)
+                except (OSError, pa.ArrowException, ValueError, KeyError, IndexError) as error:
+                    self._open.drop((part, number))
+                    raise self._unreadable(part, number, error) from error
+                self._groups.put(key, columns)
+        try:
+            found = columns.sample_index(row)
+        except IndexError as error:
+            raise self._unreadable(part, number, "it holds too few rows") from error
+        if found != index:
+            raise self._unreadable(part, number, f"it has sample {found} in the place of {index}")
+        return columns, row
+
+    def _reader(self, part: PartName, number: int) -> ShardReader:
+        reader = self._open.get((part, number))
+        if reader is None:
+            name = shard_name(part, number)
+            entry: Shard = self._manifest.shards[part][number - self._first[part]]
+            size = self._files.size(name)
+            if size != entry.bytes:
+                raise OSError(f"it has {size} bytes, where the manifest says {entry.bytes}")
+            reader = ShardReader(self._files.source(name), self._schema)
+            if reader.num_samples != entry.samples:
+                raise OSError(f"it has {reader.num_samples} samples, where the manifest says {entry.samples}")
+            self._open.put((part, number), reader)
+        return reader
+
+    def _unreadable(self, part: PartName, number: int, error: Exception | str) -> StoreError:
+        name = shard_name(part, number)
+        what = "it is missing" if isinstance(error, FileNotFoundError) else str(error)
+        return StoreError(
+            f"{self._files.name}: the shard {name} cannot be read: {what}; copy it again, or capture it again. "
+            "`stillhouse store verify` finds every such shard"
+        )
+
+    def close(self) -> None:
+        with self._mutex:
+            self._open.clear()
+            self._groups.clear()
+
+
+class _Recent(Generic[Value]):
+    """Values by key, of which the least recently used go when those that are kept weigh too much."""
+
+    def __init__(
+        self, limit: int, weigh: Callable[[Value], int], let_go: Callable[[Value], None] | None = None
+    ) -> None:
+        self._limit = limit
+        self._weigh = weigh
+        self._let_go = let_go
+        self._values: OrderedDict[Hashable, Value] = OrderedDict()
+        self._weight = 0
+
+    def get(self, key: Hashable) -> Value | None:
+        value = self._values.get(key)
+        if value is not None:
+            self._values.move_to_end(key)
+        return value
+
+    def put(self, key: Hashable, value: Value) -> None:
+        self._values[key] = value
+        self._weight += self._weigh(value)
+        while self._weight > self._limit and len(self._values) > 1:
+            self.drop(next(iter(self._values)))
+
+    def drop(self, key: Hashable) -> None:
+        value = self._values.pop(key, None)
+        if value is not None:
+            self._weight -= self._weigh(value)
+            if self._let_go is not None:
+                self._let_go(value)
+
+    def clear(self) -> None:
+        for key in list(self._values):
+            self.drop(key)
+
+
+def _close(reader: ShardReader) -> None:
+    with suppress(OSError, pa.ArrowException):
+        reader.close()

@@ -1,0 +1,187 @@
+"""One shard: a Parquet file of samples and their answers, written and read by row groups.
+
+Row group g of a shard holds its samples from g * samples_per_group on, so that a sample is found by arithmetic alone.
+The bytes follow from the samples and the plan: no time, no statistics, one writer's version.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, BinaryIO, Final
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from stillhouse.data.dataset import PartName
+from stillhouse.data.packing import Sample
+from stillhouse.payloads import Payload
+from stillhouse.store.columns import Columns, payload_arrays, payload_schema, sample_arrays, sample_schema
+from stillhouse.store.manifest import FORMAT_VERSION, Shard, StorePlan
+
+WRITER: Final = f"pyarrow {pa.__version__}"
+
+COMPRESSION_LEVEL: Final = 9
+
+
+def shard_name(part: PartName, number: int) -> str:
+    """Return the path of a shard within a store."""
+    return f"{part}/{number:06d}.parquet"
+
+
+def shard_schema(plan: StorePlan) -> pa.Schema:
+    """Return the columns of a plan's shards."""
+    return pa.schema([*sample_schema(), *payload_schema(plan.answer_encoding)])
+
+
+class ShardWriter:
+    """Writes the samples of one shard, in order, into a binary file; `finish` says what was written."""
+
+    def __init__(self, file: BinaryIO, plan: StorePlan, part: PartName, number: int) -> None:
+        self._plan = plan
+        self._next = plan.samples_of(part, number).start
+        self._file = _Hashed(file)
+        self._samples = self._tokens = self._positions = 0
+        self._waiting: list[tuple[Sample, Payload]] = []
+        schema = shard_schema(plan)
+        self._schema = schema.with_metadata(
+            {
+                "stillhouse.format_version": str(FORMAT_VERSION),
+                "stillhouse.encoding": plan.encoding,
+                "stillhouse.temperature": repr(plan.temperature),
+                "stillhouse.vocabulary_size": str(plan.vocabulary_size),
+                "stillhouse.teacher_fingerprint": plan.teacher.fingerprint,
+                "stillhouse.tokenizer_fingerprint": plan.tokenizer_fingerprint,
+                "stillhouse.part": part,
+                "stillhouse.part_fingerprint": plan.part(part).fingerprint,
+            }
+        )
+        self._parquet = pq.ParquetWriter(pa.PythonFile(self._file, mode="w"), self._schema, **_settings(schema))
+
+    def add(self, sample: Sample, payload: Payload) -> None:
+        """Take the next sample of the shard."""
+        self._waiting.append((sample, payload))
+        self._samples += 1
+        self._tokens += len(sample.token_ids)
+        self._positions += payload.num_positions
+        if len(self._waiting) == self._plan.samples_per_group:
+            self._write_group()
+
+    def finish(self) -> Shard:
+        """Write what is left, and return the entry of the manifest."""
+        if self._waiting:
+            self._write_group()
+        self._parquet.close()
+        return Shard(
+            samples=self._samples,
+            tokens=self._tokens,
+            positions=self._positions,
+            bytes=self._file.num_bytes,
+            checksum=self._file.checksum,
+        )
+
+    def _write_group(self) -> None:
+        samples, payloads = zip(*self._waiting, strict=True)
+        indices = range(self._next, self._next + len(samples))
+        arrays = [*sample_arrays(indices, samples), *payload_arrays(payloads, self._plan.answer_encoding)]
+        table = pa.Table.from_arrays(arrays, schema=self._schema)
+        self._parquet.write_table(table, row_group_size=len(samples))
+        self._next += len(samples)
+        self._waiting.clear()
+
+
+def _settings(schema: pa.Schema) -> dict[str, Any]:
+    leaves = {field.name: _leaf(field) for field in schema}
+    return {
+        "version": "2.6",
+        "data_page_version": "1.0",
+        "compression": "zstd",
+        "compression_level": COMPRESSION_LEVEL,
+        "use_dictionary": False,
+        "column_encoding": {path: "BYTE_STREAM_SPLIT" for name, path in leaves.items() if name not in ("mask",)},
+        "write_statistics": False,
+        "write_page_checksum": True,
+        "store_schema": False,
+    }
+
+
+def _leaf(field: pa.Field) -> str:
+    path, kind = field.name, field.type
+    while pa.types.is_list(kind):
+        path += ".list.element"
+        kind = kind.value_type
+    return path
+
+
+class _Hashed:
+    """A binary file that is only written to, with the checksum of what was."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._hash = hashlib.blake2b(digest_size=16)
+        self.num_bytes = 0
+        self.closed = False
+
+    def write(self, data: Any) -> int:
+        view = memoryview(data).cast("B")
+        self._hash.update(view)
+        self._file.write(view)
+        self.num_bytes += len(view)
+        return len(view)
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    def tell(self) -> int:
+        return self.num_bytes
+
+    def writable(self) -> bool:
+        return True
+
+    def readable(self) -> bool:
+        return False
+
+    def seekable(self) -> bool:
+        return False
+
+    def close(self) -> None:
+        """Leave the file open: whoever opened it flushes and closes it."""
+        self.closed = True
+
+    @property
+    def checksum(self) -> str:
+        return self._hash.hexdigest()
+
+
+class ShardReader:
+    """A shard that is open: its footer in memory, its row groups read when they are asked for."""
+
+    def __init__(self, source: Path | BinaryIO, schema: pa.Schema) -> None:
+        """Read the footer.
+
+        Raises:
+            OSError, pa.ArrowException: no Parquet file, or one of other columns.
+        """
+        local = isinstance(source, Path)
+        self._source: Any = pa.memory_map(str(source)) if local else pa.PythonFile(source, mode="r")
+        self._parquet = pq.ParquetFile(self._source, pre_buffer=not local, page_checksum_verification=True)
+        self.num_groups = self._parquet.num_row_groups
+        self.num_samples = self._parquet.metadata.num_rows
+        if self._parquet.schema_arrow.names != schema.names:
+            found = ", ".join(self._parquet.schema_arrow.names)
+            raise pa.ArrowInvalid(f"the columns should be {', '.join(schema.names)}; got {found}")
+
+    def group(self, number: int, columns: Iterable[str]) -> Columns:
+        """Return some columns of a row group.
+
+        Raises:
+            OSError, pa.ArrowException: bytes that are altered.
+        """
+        table = self._parquet.read_row_group(number, columns=list(columns), use_threads=False)
+        return Columns({name: table.column(name).combine_chunks() for name in table.column_names})
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._parquet.close()
+        self._source.close()
