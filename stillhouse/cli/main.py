@@ -84,6 +84,7 @@ def _add_verb(app: typer.Typer, entry: EntryPoint) -> None:
 def build_app() -> typer.Typer:
     """Return the whole command, with every verb that is installed."""
     from stillhouse.cli.bench import app as bench
+    from stillhouse.cli.capture import capture
     from stillhouse.cli.data import app as data
     from stillhouse.cli.demo import demo
     from stillhouse.cli.tokenizers import app as tokenizers
@@ -95,6 +96,7 @@ def build_app() -> typer.Typer:
     app.add_typer(data, name="data")
     app.add_typer(tokenizers, name="tokenizers")
     app.add_typer(bench, name="bench")
+    app.command()(capture)
     app.command()(demo)
     return app
 
