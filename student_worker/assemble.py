@@ -5,17 +5,15 @@ from __future__ import annotations
 import json
 import socket
 import threading
-from dataclasses import replace
 
 import torch
 
 from stillhouse.encoding_text import format_encoding
-from stillhouse.encodings import Hidden
 from stillhouse.errors import ConfigurationError
 from stillhouse.kd.divergences import Divergence
 from stillhouse.payloads import OutputHead
-from stillhouse.providers import TeacherLogitsProvider
 from stillhouse.version import __version__
+from student_worker.answering import Answering
 from student_worker.cadence import Cadence
 from student_worker.callbacks import RunView
 from student_worker.callbacks.best import BestSoFar
@@ -25,7 +23,7 @@ from student_worker.elastic.network import split_address
 from student_worker.evaluation.evaluate import Evaluator, row_bytes
 from student_worker.optimizer import StudentOptimizer
 from student_worker.planning.preflight import Ready
-from student_worker.prefetch import Key, PatientTeacher, Piece, Prefetcher
+from student_worker.prefetch import Key, Piece, Prefetcher
 from student_worker.progress import report_progress
 from student_worker.recipe.schema import Recipe
 from student_worker.run_folder.journal import read_result
@@ -59,9 +57,10 @@ def check_group(recipe: Recipe) -> None:
         raise ConfigurationError("run_token is missing: set STUDENT_RUN_TOKEN, the same for every worker of the run")
 
 
-def described(recipe: Recipe, state: WorkerState) -> dict[str, str]:
+def described(recipe: Recipe, state: WorkerState, ready: Ready) -> dict[str, str]:
     """Return what every worker of a run must agree on, by names that a refusal can use."""
-    told = {"release": __version__, **state.identity}
+    # Whether they come from a teacher at work or from a store of its answers: to the bit they are the same.
+    told = {"release": __version__, **state.identity, "teacher's answers": ready.teacher.fingerprint}
     for key, value in recipe.result_keys().items():
         parts = {f"{key}.{name}": part for name, part in value.items()} if isinstance(value, dict) else {key: value}
         told |= {name: json.dumps(part) for name, part in parts.items()}
@@ -78,7 +77,7 @@ def make_group(recipe: Recipe, state: WorkerState, ready: Ready, stopping: threa
         lighthouse=recipe.lighthouse,
         worker_id=f"{socket.gethostname()}-{recipe.worker_index}",
         token=recipe.run_token.get_secret_value(),
-        run=described(recipe, state),
+        run=described(recipe, state, ready),
         max_workers=recipe.micro_shards,
         step=state.step,
         device=ready.student.device,
@@ -92,45 +91,45 @@ def warm_up(recipe: Recipe, ready: Ready) -> None:
     """Let the student do what would hold up the first step (compile), before any other worker waits for this one."""
     shard = -(-recipe.global_batch_size // recipe.micro_shards)
     size = min(shard, recipe.per_device_train_batch_size or shard)
-    ready.student.warm_up(size, recipe.data.block_size, autocast=recipe.precision == "bfloat16")
+    ready.student.warm_up(size, ready.corpus.train.block_size, autocast=recipe.precision == "bfloat16")
 
 
-def make_prefetcher(recipe: Recipe, ready: Ready, patient: PatientTeacher, stopping: threading.Event) -> Prefetcher:
+def make_prefetcher(recipe: Recipe, ready: Ready, answering: Answering, stopping: threading.Event) -> Prefetcher:
     """Return what fetches the answers of the coming micro-shards."""
     bytes_of_row = row_bytes(ready.asking.encoding, ready.vocabulary_size, ready.teacher.hidden_size)
 
     def piece(key: Key) -> Piece:
         if recipe.alpha == 1:
             return Piece(None, 0)  # cross-entropy alone: there is nothing to ask
-        request = ready.asking.request(ready.steps.shard(*key))
+        step, shard = key
+        places = [("train", index) for index in ready.steps.shard_ids(step)[shard]]
+        request = ready.asking.request(ready.steps.shard(step, shard), places)
         return Piece(request if request.sequences else None, request.num_positions * bytes_of_row)
 
-    return Prefetcher(patient, piece, max_bytes=recipe.prefetch_bytes, stopping=stopping)
+    return Prefetcher(answering, piece, max_bytes=recipe.prefetch_bytes, stopping=stopping)
 
 
-def fetch_head(ready: Ready, client: TeacherLogitsProvider, patient: PatientTeacher) -> OutputHead | None:
+def fetch_head(ready: Ready, answering: Answering) -> OutputHead | None:
     """Return the teacher's output head on the student's device, None where nothing is rebuilt with it.
 
     Raises:
         TeacherError: the teacher stayed away, or has become another.
     """
-    if not any(isinstance(encoding, Hidden) for encoding in (ready.asking.encoding, ready.eval_encoding)):
+    if not ready.fetches_head:
         return None
-    head = patient.call(client.output_head)
-    return head.to(dtype=torch.float32, device=ready.student.device)
+    return answering.output_head().to(dtype=torch.float32, device=ready.student.device)
 
 
 def make_evaluator(
-    recipe: Recipe, ready: Ready, patient: PatientTeacher, head: OutputHead | None, stopping: threading.Event
+    recipe: Recipe, ready: Ready, answering: Answering, head: OutputHead | None, stopping: threading.Event
 ) -> Evaluator | None:
     """Return what evaluates on the held-out part, None where there is none or it is never wanted."""
-    if ready.prepared.held_out is None or not evaluates(recipe, ready):
+    if ready.corpus.held_out is None or not evaluates(recipe, ready):
         return None
-    asking = replace(ready.asking, encoding=ready.eval_encoding, temperature=1.0, cache_mode="bypass")
     return Evaluator(
-        ready.prepared.held_out,
-        patient.answer,
-        asking,
+        ready.corpus.held_out,
+        answering.answer,
+        ready.eval_asking,
         recipe.eval_memory_bytes,
         head,
         recipe.alpha,
@@ -141,7 +140,7 @@ def make_evaluator(
 
 def evaluates(recipe: Recipe, ready: Ready) -> bool:
     """Tell whether the run has anything held out, and looks at it."""
-    return ready.prepared.held_out is not None and recipe.eval_steps != 0
+    return ready.corpus.held_out is not None and recipe.eval_steps != 0
 
 
 def make_objective(recipe: Recipe, ready: Ready, head: OutputHead | None) -> Objective:
@@ -197,7 +196,8 @@ def model_card(recipe: Recipe, ready: Ready, step: int) -> ModelCard:
     """Return what the export says of its origin."""
     return ModelCard(
         teacher=f"{ready.teacher.model} (weights {ready.teacher.weights_fingerprint})",
-        data=f"{', '.join(recipe.data.sources)} (fingerprint {ready.prepared.train.fingerprint})",
+        data=f"{', '.join(recipe.data.sources) or 'the samples of a store'} "
+        f"(fingerprint {ready.corpus.train.fingerprint})",
         license=recipe.license,
         facts={
             "Student": ready.description,

@@ -9,6 +9,7 @@ import time
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from stillhouse.providers import Answer
 from student_worker.callbacks.base import Callback, RunView, StepRecord
 from student_worker.evaluation.figures import Evaluation
 from student_worker.prefetch import Prefetcher
@@ -42,6 +43,12 @@ class WorkerMetrics(Callback):
         self._answer_bytes = Counter(
             "student_answer_bytes_total", "Bytes of the teacher's answers that came to this worker.", registry=registry
         )
+        self._answers = Counter(
+            "student_answers_total",
+            "Answers about samples that came to this worker: read from a store, or given by the teacher at work.",
+            ["source"],
+            registry=registry,
+        )
         self._answers_held = Gauge(
             "student_answers_held", "Micro-shards whose answers are here or on their way.", registry=registry
         )
@@ -67,6 +74,11 @@ class WorkerMetrics(Callback):
         self._answers_held.set_function(lambda: prefetcher.num_held)
         self._answers_held_bytes.set_function(lambda: prefetcher.held_bytes)
         prefetcher.on_wait = self._teacher_wait.inc
+
+    def answered(self, answer: Answer) -> None:
+        """Count an answer by where it came from."""
+        self._answers.labels("store").inc(answer.store_hits)
+        self._answers.labels("teacher").inc(len(answer.payloads) - answer.store_hits)
 
     def membership(self, world_size: int) -> None:
         """Note how many workers take part."""

@@ -12,10 +12,12 @@ import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import structlog
 
 from stillhouse.payloads import Payload
+from stillhouse.providers import Answer
 from stillhouse.request import LogitsRequest
 from student_worker.patience import Interrupted, PatientTeacher
 
@@ -34,6 +36,13 @@ SLOW_SECONDS = 10.0
 """A wait for one answer that is told of in the log, and again each time that it has doubled."""
 
 _log = structlog.get_logger(__name__)
+
+
+class Answerer(Protocol):
+    """Answers a request, waiting where it must: a `PatientTeacher`, or what stands before one."""
+
+    def answer(self, request: LogitsRequest, /) -> Answer:
+        """Return the answer; the errors are those of `PatientTeacher`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +71,7 @@ class Prefetcher:
 
     def __init__(
         self,
-        teacher: PatientTeacher,
+        teacher: Answerer,
         piece: Callable[[Key], Piece],
         *,
         max_bytes: int,

@@ -16,13 +16,12 @@ from typing import Any
 import structlog
 
 from stillhouse.cli.main import EXIT_DONE, EXIT_INTERRUPTED
-from stillhouse.client import TeacherClient
-from stillhouse.credentials import channel_credentials
 from stillhouse.encoding_text import format_encoding
-from stillhouse.errors import CheckpointError, GuardError, StillhouseError, TeacherError
+from stillhouse.errors import CheckpointError, GuardError, StillhouseError, StoreError, TeacherError
 from stillhouse.logs import configure_logging
 from stillhouse.models import pick_device, silence_transformers
 from student_worker import assemble
+from student_worker.answering import Answering
 from student_worker.app import HttpServer, bind, build_app
 from student_worker.cadence import Cadence
 from student_worker.callbacks.choose import check_callbacks, make_callbacks
@@ -32,7 +31,7 @@ from student_worker.elastic.reduction import gradient_sum
 from student_worker.elastic.threads import settle_threads
 from student_worker.metrics import WorkerMetrics
 from student_worker.parts import Outcome, Parts, SavesNothing
-from student_worker.patience import CLIENT_ATTEMPTS, Interrupted, PatientTeacher, TeacherAwayError
+from student_worker.patience import Interrupted, TeacherAwayError
 from student_worker.planning.preflight import Ready, identity, prepare_run
 from student_worker.recipe.schema import Recipe
 from student_worker.result import make_result
@@ -122,25 +121,16 @@ class _Run:
         app = build_app(self._metrics.registry, self._is_training.is_set)
         self._server = HttpServer(app, bind(recipe.http_host, port))
         open_parts.callback(self._server.close)
-        token = recipe.teacher_token.get_secret_value() if recipe.teacher_token else None
-        self._client = TeacherClient(
-            recipe.teacher,
-            token=token,
-            timeout_seconds=recipe.request_timeout_seconds,
-            max_attempts=CLIENT_ATTEMPTS,
-            credentials=channel_credentials(recipe.teacher_ca, recipe.teacher_certificate, recipe.teacher_key),
-        )
-        open_parts.callback(self._client.close)
-        self._teacher = PatientTeacher(self._client, recipe.teacher_wait_seconds, stopping)
+        self._answering = open_parts.enter_context(Answering(recipe, stopping))
+        self._answering.on_answer = self._metrics.answered
 
     def run(self) -> int:
-        recipe = self._recipe
-        description = self._teacher.call(lambda: self._client.describe(include_tokens=True))
-        ready = prepare_run(recipe, description, pick_device(recipe.device))
+        recipe, answering = self._recipe, self._answering
+        ready = prepare_run(recipe, answering.describe(), pick_device(recipe.device), answering.stored)
         optimizer = assemble.make_optimizer(recipe, ready)
         state = WorkerState(ready.student.module, optimizer, identity(recipe, ready))
         claim(recipe, state.identity)
-        head = assemble.fetch_head(ready, self._client, self._teacher)
+        head = assemble.fetch_head(ready, answering)
         assemble.warm_up(recipe, ready)
         best = assemble.make_best(recipe, ready)
         awaits_best = recipe.load_best_model_at_end and recipe.lighthouse is not None
@@ -148,12 +138,12 @@ class _Run:
         self._open_parts.callback(saving.close)
         facts, device = collect_facts(recipe, ready, state.identity), ready.student.device
         metric = recipe.metric_for_best_model
-        self._receipt = Receipt(recipe.output_dir, facts, state, metric, lambda: worker_facts(recipe))
+        self._receipt = Receipt(recipe.output_dir, facts, state, metric, lambda: worker_facts(recipe), answering.counts)
         if recipe.smoke_steps is None:
             saving.resume(goes_on=recipe.resume or recipe.lighthouse is not None)
         if recipe.export_initial and state.step == 0 and recipe.worker_index == 0:
             ready.student.export(recipe.output_dir / "initial", assemble.model_card(recipe, ready, 0))
-        prefetcher = assemble.make_prefetcher(recipe, ready, self._teacher, self._stopping)
+        prefetcher = assemble.make_prefetcher(recipe, ready, answering, self._stopping)
         self._open_parts.callback(prefetcher.close)
         cadence = assemble.make_cadence(recipe, ready)
         callbacks = [*make_callbacks(recipe, cadence, evaluates=best is not None), self._receipt]
@@ -165,7 +155,7 @@ class _Run:
                 state=state,
                 steps=ready.steps,
                 prefetcher=prefetcher,
-                evaluator=assemble.make_evaluator(recipe, ready, self._teacher, head, self._stopping),
+                evaluator=assemble.make_evaluator(recipe, ready, answering, head, self._stopping),
                 group=self._open_parts.enter_context(assemble.make_group(recipe, state, ready, self._stopping)),
                 tree=gradient_sum(recipe.reduction, recipe.micro_shards, n, device),
                 objective=assemble.make_objective(recipe, ready, head),
@@ -206,6 +196,7 @@ class _Run:
             "training",
             http=self._server.address,
             teacher=ready.teacher.model,
+            store=ready.store,
             student=ready.description,
             student_parameters=ready.student.num_parameters,
             teacher_parameters=ready.teacher_parameters,
@@ -213,8 +204,8 @@ class _Run:
             teacher_flops_per_token=ready.teacher_size.flops_per_token if ready.teacher_size else None,
             vocabulary_size=ready.vocabulary_size,
             encoding=format_encoding(ready.asking.encoding),
-            samples=len(ready.prepared.train),
-            held_out_samples=len(ready.prepared.held_out) if ready.prepared.held_out else 0,
+            samples=len(ready.corpus.train),
+            held_out_samples=len(ready.corpus.held_out) if ready.corpus.held_out else 0,
             from_step=state.step,
             steps=ready.num_steps,
         )
@@ -251,7 +242,7 @@ class _Run:
         outcome.status = "interrupted" if starts_again else "failed"
         outcome.reason = str(error) if isinstance(error, StillhouseError) else f"{type(error).__name__}: {error}"
         try:
-            if isinstance(error, GuardError | TeacherError) and self._recipe.smoke_steps is None:
+            if isinstance(error, GuardError | StoreError | TeacherError) and self._recipe.smoke_steps is None:
                 saving.save()
                 saving.saved(wait=True)
             write_result(self._recipe.output_dir, self._failed(ready, state, outcome, saving))

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-from stillhouse.data import Order, PackedDataset, Sample
+from stillhouse.data import Order, Sample
 from student_worker.batches import Counts, count
+from student_worker.corpus import Samples
 
 COUNTS_REMEMBERED = 64
 
@@ -24,7 +25,7 @@ class Steps:
         micro_shards: M, at most G.
     """
 
-    def __init__(self, dataset: PackedDataset, order: Order, global_batch_size: int, micro_shards: int) -> None:
+    def __init__(self, dataset: Samples, order: Order, global_batch_size: int, micro_shards: int) -> None:
         self._dataset = dataset
         self._order = order
         self.global_batch_size = global_batch_size

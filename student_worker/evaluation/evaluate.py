@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from stillhouse.asking import Asking
-from stillhouse.data import PackedDataset, Sample
+from stillhouse.data import Sample
+from stillhouse.data.dataset import PartName
 from stillhouse.encoding_text import format_encoding
 from stillhouse.encodings import Candidates, Dense, Encoding, Hidden, Sampled, TopK
 from stillhouse.errors import ConfigurationError
@@ -24,6 +25,7 @@ from stillhouse.payloads import DenseLogits, HiddenStates, OutputHead, Payload, 
 from stillhouse.providers import Answer
 from stillhouse.request import LogitsRequest
 from student_worker.batches import Batch, make_batch
+from student_worker.corpus import Samples
 from student_worker.evaluation.figures import Evaluation, Sums
 from student_worker.failpoints import fail_point
 from student_worker.payload_rows import slice_rows
@@ -40,12 +42,14 @@ class Evaluator:
     Args:
         held_out: the samples.
         answer: asks the teacher, waiting while it is away.
-        asking: how to ask: at T = 1, for dense logits, hidden states or a top-k.
+        asking: how to ask: at T = 1, for dense logits, hidden states or a top-k. What a store holds may be others, and
+            draws at another T, at which the divergences are then.
         max_bytes: answers are remembered when all of them fit in so many bytes.
         head: what hidden states are rebuilt with, on the student's device.
         alpha: weighs cross-entropy in `loss`; `1 - alpha` weighs the divergence.
         divergence: the objective's; the KL is told beside it.
         stopping: set when the run is to end; an evaluation under way is given up then.
+        part: which part of the corpus it is, by which a store finds an answer.
 
     Raises:
         ConfigurationError: the divergence needs the teacher's whole distribution, and the encoding does not tell it.
@@ -53,7 +57,7 @@ class Evaluator:
 
     def __init__(
         self,
-        held_out: PackedDataset,
+        held_out: Samples,
         answer: Callable[[LogitsRequest], Answer],
         asking: Asking,
         max_bytes: int,
@@ -61,6 +65,7 @@ class Evaluator:
         alpha: float = 0.0,
         divergence: Divergence = FORWARD_KL,
         stopping: threading.Event | None = None,
+        part: PartName = "held_out",
     ) -> None:
         if divergence.name != "forward_kl" and not isinstance(asking.encoding, Dense | Hidden):
             raise ConfigurationError(
@@ -70,12 +75,13 @@ class Evaluator:
         self._stopping = stopping
         self._alpha = alpha
         self._divergence = divergence
-        self._samples = [sample for sample in (held_out[i] for i in range(len(held_out))) if sample.mask.any()]
+        everything = ((held_out[index], (part, index)) for index in range(len(held_out)))
+        self._samples = [(sample, place) for sample, place in everything if sample.mask.any()]
         self._answer = answer
         self._asking = asking
         self._head = head
         self._vocabulary_size = asking.vocabulary_size
-        rows = sum(int(sample.mask.sum()) for sample in self._samples)
+        rows = sum(int(sample.mask.sum()) for sample, _ in self._samples)
         hidden_size = 0 if head is None else head.hidden_size
         self._remembers = rows * row_bytes(asking.encoding, asking.vocabulary_size, hidden_size) <= max_bytes
         self._remembered: dict[int, Payload] = {}
@@ -101,12 +107,13 @@ class Evaluator:
     def _batches(self) -> Iterator[tuple[Batch, Payload]]:
         for start in range(0, len(self._samples), SAMPLES_PER_REQUEST):
             samples = self._samples[start : start + SAMPLES_PER_REQUEST]
-            yield make_batch(samples), self._payload(start, samples)
+            yield make_batch([sample for sample, _ in samples]), self._payload(start, samples)
 
-    def _payload(self, start: int, samples: list[Sample]) -> Payload:
+    def _payload(self, start: int, samples: list[tuple[Sample, tuple[str, int]]]) -> Payload:
         known = self._remembered.get(start)
         if known is None:
-            known = concatenate(self._answer(self._asking.request(samples)).payloads)
+            request = self._asking.request([sample for sample, _ in samples], [place for _, place in samples])
+            known = concatenate(self._answer(request).payloads)
             if self._remembers:
                 self._remembered[start] = known
         return known
@@ -136,7 +143,7 @@ class Evaluator:
             logits,
             teacher,
             labels,
-            temperature=1.0,
+            temperature=self._asking.temperature,
             alpha=0.0,
             num_valid=1,
             num_labelled=1,

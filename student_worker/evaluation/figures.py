@@ -28,13 +28,13 @@ class Evaluation:
     `loss` is the run's objective at T = 1: alpha * cross_entropy + (1 - alpha) * its divergence. `kl` is
     KL(teacher || student) at T = 1 whatever the objective (with TOP_K, of head and tail bucket: a lower bound),
     `agreement` how often both have the same first choice, `calibration_error` how far the probability of the student's
-    first choice is from how often it is right. The teacher's own figures are None where its encoding does not tell
-    them, and those of the labels where no row has one.
+    first choice is from how often it is right. The teacher's own figures and the agreement are None where its encoding
+    does not tell them, and those of the labels where no row has one.
     """
 
     loss: float
     kl: float
-    agreement: float
+    agreement: float | None
     cross_entropy: float | None
     perplexity: float | None
     calibration_error: float | None
@@ -89,6 +89,7 @@ class Sums:
     rows: int = 0
     labelled: int = 0
     teacher_known: bool = True
+    choice_known: bool = True
     calibration: Calibration = field(default_factory=Calibration)
     calibration_teacher: Calibration = field(default_factory=Calibration)
 
@@ -96,7 +97,11 @@ class Sums:
         """Add what can be read off the student's logits `[R, N]`, the teacher's payload and the labels `[R]`."""
         self.rows += len(labels)
         self.labelled += int((labels != NO_LABEL).sum())
-        self.agreed += int((logits.argmax(-1).cpu() == _first_choices(teacher)).sum())
+        choices = _first_choices(teacher)
+        if choices is None:
+            self.choice_known = False
+        else:
+            self.agreed += int((logits.argmax(-1).cpu() == choices).sum())
         self.calibration.add(logits, labels)
         if isinstance(teacher, DenseLogits):
             self.cross_entropy_teacher += _cross_entropy(teacher.logits, labels)
@@ -113,7 +118,7 @@ class Sums:
         return Evaluation(
             loss=alpha * (student or 0.0) + (1 - alpha) * self.divergence / self.rows,
             kl=self.kl / self.rows,
-            agreement=self.agreed / self.rows,
+            agreement=self.agreed / self.rows if self.choice_known else None,
             cross_entropy=student,
             perplexity=_exp(student),
             calibration_error=self.calibration.error(),
@@ -124,14 +129,15 @@ class Sums:
         )
 
 
-def _first_choices(payload: Payload) -> Tensor:
+def _first_choices(payload: Payload) -> Tensor | None:
+    """Return the teacher's first choices `[R]`; None of draws or of candidates, which do not tell them."""
     match payload:
         case DenseLogits(logits):
             return logits.argmax(-1).cpu()
         case TopKLogits(token_ids=token_ids):
             return token_ids[:, 0].long().cpu()
         case _:
-            raise TypeError(f"{type(payload).__name__} does not tell the first choice; evaluate with dense or top_k")
+            return None
 
 
 def _cross_entropy(logits: Tensor, labels: Tensor) -> float:

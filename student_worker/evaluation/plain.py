@@ -10,9 +10,9 @@ from dataclasses import asdict, dataclass
 
 import torch
 
-from stillhouse.data import PackedDataset
 from stillhouse.errors import DataError
 from student_worker.batches import NO_LABEL, make_batch
+from student_worker.corpus import Samples
 from student_worker.evaluation.evaluate import SAMPLES_PER_REQUEST
 from student_worker.evaluation.figures import Calibration
 from student_worker.shard_step import CHUNK_ROWS
@@ -37,7 +37,7 @@ class PlainEvaluation:
 
 
 @torch.no_grad()
-def evaluate_alone(student: Student, dataset: PackedDataset, vocabulary_size: int) -> PlainEvaluation:
+def evaluate_alone(student: Student, dataset: Samples, vocabulary_size: int) -> PlainEvaluation:
     """Return the figures of a student over a dataset, its softmax cut to the first `vocabulary_size` ids.
 
     Raises:
@@ -62,6 +62,6 @@ def evaluate_alone(student: Student, dataset: PackedDataset, vocabulary_size: in
     return PlainEvaluation(mean, math.exp(min(mean, LARGEST_EXPONENT)), calibration.error(), labelled)
 
 
-def nothing_to_predict(dataset: PackedDataset) -> DataError:
+def nothing_to_predict(dataset: Samples) -> DataError:
     """Return the error of a part of the data in which no token is learnt."""
     return DataError(f"the {dataset.name} part of the data holds no token to be predicted; give other data")

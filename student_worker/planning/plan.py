@@ -19,7 +19,6 @@ from student_worker.evaluation.evaluate import row_bytes
 from student_worker.planning.checked import Checked
 from student_worker.planning.model_size import ModelSize
 from student_worker.planning.resources import free_memory
-from student_worker.recipe.checks import holds_out
 from student_worker.recipe.run_length import num_tokens
 from student_worker.recipe.schema import Recipe
 
@@ -73,7 +72,7 @@ class Plan:
     """All of it.
 
     `rows` are positions that are asked about and learnt from; those per run are an estimate where the data is passed
-    over in part. A size of None: the teacher's name leads to no model from here.
+    over in part. A size of None: the teacher's name leads to no model from here. `store` is where answers are read.
     """
 
     recipe_hash: str
@@ -99,6 +98,7 @@ class Plan:
     traffic_exact: int
     traffic_fast: int
     disk: Disk
+    store: str | None = None
 
     def as_json(self) -> dict[str, Any]:
         """Return everything, with what is needed in all."""
@@ -110,7 +110,7 @@ class Plan:
 
 def make_plan(recipe: Recipe, checked: Checked, device: torch.device, *, workers: int = 1) -> Plan:
     """Return the plan of a run that has been checked."""
-    train, held_out = checked.prepared.train, checked.prepared.held_out
+    train, held_out = checked.corpus.train, checked.corpus.held_out
     size = checked.sketch.size
     n = size.trained_parameters
     samples = checked.num_steps * recipe.global_batch_size
@@ -121,6 +121,7 @@ def make_plan(recipe: Recipe, checked: Checked, device: torch.device, *, workers
         recipe_hash=recipe.hash,
         data_fingerprint=train.fingerprint,
         teacher=checked.teacher.model,
+        store=checked.store,
         teacher_size=checked.teacher_size,
         student_size=size,
         vocabulary_size=checked.vocabulary_size,
@@ -181,11 +182,11 @@ def check_fits(plan: Plan, *, whole_disk: bool) -> None:
 
 
 def _memory(recipe: Recipe, checked: Checked, device: torch.device, n: int, workers: int) -> Memory:
-    parts, held_out = recipe.micro_shards, checked.prepared.held_out
+    parts, held_out = recipe.micro_shards, checked.corpus.held_out
     # Whoever has a lighthouse may be joined by others, up to one for each micro-shard.
     most = parts if recipe.lighthouse is not None or workers > 1 else 1
     head = checked.vocabulary_size * checked.teacher.hidden_size * BYTES if checked.fetches_head else 0
-    row = row_bytes(checked.eval_encoding, checked.vocabulary_size, checked.teacher.hidden_size)
+    row = row_bytes(checked.eval_asking.encoding, checked.vocabulary_size, checked.teacher.hidden_size)
     answers = held_out.part.num_learnt * row if held_out and recipe.eval_steps != 0 else 0
     return Memory(
         weights=BYTES * checked.sketch.size.parameters,
@@ -205,7 +206,7 @@ def _disk(recipe: Recipe, checked: Checked, n: int) -> Disk:
         return Disk(0, 0, 0, 0, free_disk(recipe.output_dir))
     written = -(-checked.num_steps // recipe.save_steps)
     kept = written if recipe.save_total_limit is None else min(written, recipe.save_total_limit)
-    best = int(holds_out(recipe) and recipe.eval_steps != 0)
+    best = int(checked.corpus.held_out is not None and recipe.eval_steps != 0)
     exports = checked.sketch.export_bytes * (1 + recipe.export_initial)
     checkpoint = 3 * BYTES * n
     address = recipe.checkpoint_dir

@@ -11,10 +11,10 @@ import structlog
 import torch
 
 from stillhouse.asking import Asking
-from stillhouse.data import Prepared
 from stillhouse.disk import shown
-from stillhouse.encodings import Encoding
 from stillhouse.request import TeacherDescription
+from stillhouse.store.teacher import StoreTeacher
+from student_worker.corpus import Corpus
 from student_worker.elastic.threads import THREADS_KEY
 from student_worker.planning.checked import Checked, check_run
 from student_worker.planning.model_size import ModelSize
@@ -34,7 +34,7 @@ class Ready:
 
     teacher: TeacherDescription
     teacher_size: ModelSize | None
-    prepared: Prepared
+    corpus: Corpus
     student: Student
     student_size: ModelSize
     description: str
@@ -43,7 +43,9 @@ class Ready:
     num_steps: int
     steps: Steps
     asking: Asking
-    eval_encoding: Encoding
+    eval_asking: Asking
+    fetches_head: bool
+    store: str | None
 
     @property
     def teacher_parameters(self) -> int | None:
@@ -51,15 +53,17 @@ class Ready:
         return self.teacher_size.parameters if self.teacher_size else None
 
 
-def prepare_run(recipe: Recipe, teacher: TeacherDescription, device: torch.device) -> Ready:
-    """Check everything, then make the student.
+def prepare_run(
+    recipe: Recipe, teacher: TeacherDescription, device: torch.device, stored: StoreTeacher | None = None
+) -> Ready:
+    """Check everything, then make the student. Arguments as in `check_run`.
 
     Raises:
         ConfigurationError: a recipe that does not fit the teacher, the data or this machine.
         DataError: a corpus that cannot be used, or that holds ids beyond the shared vocabulary.
         VocabularyMismatchError: tokenizers that cannot be paired.
     """
-    checked = check_run(recipe, teacher)
+    checked = check_run(recipe, teacher, stored)
     plan = make_plan(recipe, checked, device)
     check_fits(plan, whole_disk=False)
     if plan.disk.free is not None and plan.disk.needed > plan.disk.free:
@@ -68,7 +72,7 @@ def prepare_run(recipe: Recipe, teacher: TeacherDescription, device: torch.devic
 
 
 def _make(recipe: Recipe, checked: Checked, device: torch.device) -> Ready:
-    train, teacher = checked.prepared.train, checked.teacher
+    train, teacher = checked.corpus.train, checked.teacher
     first_ids = checked.order.sample_ids(0, min(len(train), MEASURED_SAMPLES)).tolist()
     built = build_student(
         recipe.student,
@@ -82,7 +86,7 @@ def _make(recipe: Recipe, checked: Checked, device: torch.device) -> Ready:
     return Ready(
         teacher=teacher,
         teacher_size=checked.teacher_size,
-        prepared=checked.prepared,
+        corpus=checked.corpus,
         student=built.student,
         student_size=checked.sketch.size,
         description=built.description,
@@ -91,7 +95,9 @@ def _make(recipe: Recipe, checked: Checked, device: torch.device) -> Ready:
         num_steps=checked.num_steps,
         steps=checked.steps,
         asking=checked.asking,
-        eval_encoding=checked.eval_encoding,
+        eval_asking=checked.eval_asking,
+        fetches_head=checked.fetches_head,
+        store=checked.store,
     )
 
 
@@ -99,7 +105,7 @@ def identity(recipe: Recipe, ready: Ready) -> dict[str, str]:
     """Return what a checkpoint, and every other worker, must agree on to be of this run."""
     named = {
         "recipe": recipe.hash,
-        "data": ready.prepared.train.fingerprint,
+        "data": ready.corpus.train.fingerprint,
         "teacher": ready.teacher.weights_fingerprint,
         "vocabulary size": str(ready.vocabulary_size),
         # What `auto` has come to.

@@ -1,6 +1,7 @@
 """`stillhouse student train RECIPE --plan`: make the plan of a run, show it, and refuse what does not fit.
 
-The teacher is asked for its description alone, the corpus is prepared, and nothing is written to the run's folder.
+The teacher is asked for its description alone, or a store's manifest read; the corpus is prepared, and nothing is
+written to the run's folder.
 """
 
 from __future__ import annotations
@@ -12,12 +13,10 @@ import threading
 from rich.console import Console
 from rich.table import Table
 
-from stillhouse.client import TeacherClient
-from stillhouse.credentials import channel_credentials
 from stillhouse.disk import shown
 from stillhouse.logs import configure_logging
 from stillhouse.models import pick_device, silence_transformers
-from student_worker.patience import CLIENT_ATTEMPTS, PatientTeacher
+from student_worker.answering import Answering
 from student_worker.planning.checked import check_run
 from student_worker.planning.model_size import ModelSize
 from student_worker.planning.plan import Plan, check_fits, make_plan
@@ -34,16 +33,9 @@ def show_plan(recipe: Recipe, *, workers: int, as_json: bool) -> None:
     check_output_dir(recipe)
     configure_logging(worker=recipe.worker_index)
     silence_transformers()
-    with TeacherClient(
-        recipe.teacher,
-        token=recipe.teacher_token.get_secret_value() if recipe.teacher_token else None,
-        timeout_seconds=recipe.request_timeout_seconds,
-        max_attempts=CLIENT_ATTEMPTS,
-        credentials=channel_credentials(recipe.teacher_ca, recipe.teacher_certificate, recipe.teacher_key),
-    ) as client:
-        patient = PatientTeacher(client, recipe.teacher_wait_seconds, threading.Event())
-        description = patient.call(lambda: client.describe(include_tokens=True))
-    plan = make_plan(recipe, check_run(recipe, description), pick_device(recipe.device), workers=workers)
+    with Answering(recipe, threading.Event()) as answering:
+        checked = check_run(recipe, answering.describe(), answering.stored)
+        plan = make_plan(recipe, checked, pick_device(recipe.device), workers=workers)
     if as_json:
         sys.stdout.write(json.dumps(plan.as_json(), indent=2) + "\n")
     else:
@@ -58,6 +50,7 @@ def _table(plan: Plan) -> Table:
     memory, disk = plan.memory, plan.disk
     for name, text in (
         ("teacher", f"{plan.teacher}: {_size(plan.teacher_size)}"),
+        *([("store", f"{plan.store}: answers are read from it")] if plan.store else []),
         ("student", f"{_size(plan.student_size)}{_trained(plan)}{_against(plan)}"),
         ("vocabulary", f"{plan.vocabulary_size:,} shared ids"),
         ("data", f"{plan.samples:,} samples, {plan.held_out_samples:,} held out; fingerprint {plan.data_fingerprint}"),

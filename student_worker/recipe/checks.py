@@ -6,7 +6,7 @@ an empty list) is let be.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -30,9 +30,9 @@ class _Needs:
 
 
 def holds_out(recipe: Recipe) -> bool:
-    """Tell whether any part of the data is held out of training."""
+    """Tell whether any part of the data is held out of training; of a store's own that is known once it is open."""
     data = recipe.data
-    return bool(data.held_out_fraction or data.held_out_samples or data.held_out_sources)
+    return recipe.reads_store or bool(data.held_out_fraction or data.held_out_samples or data.held_out_sources)
 
 
 def _evaluates(recipe: Recipe) -> bool:
@@ -40,13 +40,37 @@ def _evaluates(recipe: Recipe) -> bool:
 
 
 def _leaves_ids_out(recipe: Recipe) -> bool:
-    return recipe.encoding != AUTO and isinstance(parse_encoding(recipe.encoding), TopK | Candidates)
+    if recipe.encoding == AUTO:
+        return recipe.store is not None  # what `auto` comes to is the store's to say
+    return isinstance(parse_encoding(recipe.encoding), TopK | Candidates)
 
 
 _HELD_OUT = "a held-out part (data.held_out_fraction, held_out_samples or held_out_sources)"
+TEACHER_KEYS = (
+    "teacher_token",
+    "teacher_ca",
+    "teacher_certificate",
+    "teacher_key",
+    "teacher_wait_seconds",
+    "request_timeout_seconds",
+)
+"""What says how a live teacher is spoken with."""
+
+HELD_OUT_KEYS = (
+    "eval_steps",
+    "eval_encoding",
+    "eval_memory_bytes",
+    "metric_for_best_model",
+    "load_best_model_at_end",
+    "early_stopping_patience",
+    "early_stopping_threshold",
+)
+"""What says how the held-out part is looked at."""
+
 _EVALUATED = f"{_HELD_OUT} that is evaluated (eval_steps other than 0)"
 
 _NEEDS = (
+    _Needs(TEACHER_KEYS, "a teacher; a store alone asks nobody", lambda recipe: recipe.teacher is not None),
     _Needs(("jsd_beta",), "loss: jsd", lambda recipe: recipe.loss == "jsd"),
     _Needs(("top_k_tail",), "an encoding that leaves ids out: top_k or candidates", _leaves_ids_out),
     _Needs(("eval_steps",), _HELD_OUT, holds_out),
@@ -80,6 +104,15 @@ def unused_keys(recipe: Recipe) -> dict[str, str]:
     return {key: needs.words for needs in _NEEDS if not needs.holds(recipe) for key in needs.keys}
 
 
+def _is_given(recipe: Recipe, key: str) -> bool:
+    return key in recipe.model_fields_set and getattr(recipe, key) not in _OFF
+
+
+def given_of(recipe: Recipe, keys: Iterable[str]) -> list[str]:
+    """Return which of some keys the recipe names, with a value that would have an effect."""
+    return [key for key in keys if _is_given(recipe, key)]
+
+
 def check_together(recipe: Recipe) -> None:
     """Check what one key alone cannot tell.
 
@@ -99,9 +132,27 @@ def check_together(recipe: Recipe) -> None:
                 f"loss {recipe.loss} needs the teacher's whole distribution, which {key} {text} does not tell; "
                 f"give {key}: auto, dense or hidden"
             )
+    _check_data(recipe)
     for key, words in unused_keys(recipe).items():
-        if key in recipe.model_fields_set and getattr(recipe, key) not in _OFF:
+        if _is_given(recipe, key):
             raise ValueError(f"{key} has no effect: it needs {words}; drop it, or give that")
+
+
+def _check_data(recipe: Recipe) -> None:
+    if not recipe.reads_store:
+        return
+    data = recipe.data
+    for key in type(data).model_fields:
+        # A block's length can be compared with the store's.
+        if (
+            key not in ("sources", "block_size")
+            and key in data.model_fields_set
+            and getattr(data, key) not in (None, ())
+        ):
+            raise ValueError(
+                f"data.{key} has no effect: the samples are the store's own; drop it, or name their sources "
+                "(data.sources)"
+            )
 
 
 def _check_batch(recipe: Recipe) -> None:

@@ -8,11 +8,12 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from stillhouse.data import Order, PackedDataset
+from stillhouse.data import Order
+from student_worker.corpus import Samples
 from student_worker.recipe.schema import Recipe
 
 
-def num_steps(recipe: Recipe, data: PackedDataset, order: Order) -> int:
+def num_steps(recipe: Recipe, data: Samples, order: Order) -> int:
     """Return the steps of a run; with `max_tokens`, the one that reaches them is the last."""
     size = recipe.global_batch_size
     if recipe.max_steps is not None:
@@ -23,7 +24,7 @@ def num_steps(recipe: Recipe, data: PackedDataset, order: Order) -> int:
     return max(1, -int(-samples // size))
 
 
-def num_tokens(steps: int, recipe: Recipe, data: PackedDataset, order: Order) -> int:
+def num_tokens(steps: int, recipe: Recipe, data: Samples, order: Order) -> int:
     """Return how many tokens so many steps read."""
     lengths = data.sample_lengths()
     epochs, rest = divmod(steps * recipe.global_batch_size, len(lengths))

@@ -10,14 +10,15 @@ import json
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic import Field, SecretStr, ValidationInfo, field_validator, model_validator
 from pydantic.config import JsonDict
+from pydantic_core import PydanticCustomError
 
 from stillhouse.channel import check_address
-from stillhouse.data import DataSpec
 from student_worker.elastic.network import split_address
 from student_worker.recipe import encoding_choice
 from student_worker.recipe.checks import check_together
+from student_worker.recipe.data import RunData
 from student_worker.recipe.student import CausalLMSpec, FixtureSpec, Strict, StudentSpec
 from student_worker.schedule import SchedulerType
 
@@ -31,7 +32,17 @@ teacher have fingerprints of their own, which do not change when a folder or an 
 class Recipe(Strict):
     """A run. Times are in seconds, sizes in samples unless a name says otherwise."""
 
-    teacher: str = Field(description="The teacher's gRPC address, for example 127.0.0.1:8001.")
+    store: str | None = Field(
+        None,
+        min_length=1,
+        description="Folder or fsspec address of a store to learn from, with no teacher at work. With a teacher too, "
+        "the store answers what it holds, and the teacher the rest.",
+    )
+    teacher: str | None = Field(
+        None,
+        validate_default=True,
+        description="The teacher's gRPC address, for example 127.0.0.1:8001; not needed with a store.",
+    )
     teacher_token: SecretStr | None = Field(
         None, description="The teacher's token; better given as STUDENT_TEACHER_TOKEN than on a command line."
     )
@@ -45,7 +56,7 @@ class Recipe(Strict):
     )
     teacher_key: Path | None = Field(None, description="PEM file of that certificate's private key, unencrypted.")
     student: StudentSpec = Field(json_schema_extra=RESULT)
-    data: DataSpec
+    data: RunData = Field(default_factory=RunData, validate_default=True)
     tokenizer: str | None = Field(
         None,
         description="Folder or hub name of the tokenizer; by default the student's base model's, else the teacher's.",
@@ -240,8 +251,18 @@ class Recipe(Strict):
 
     @field_validator("teacher")
     @classmethod
-    def _check_teacher(cls, value: str) -> str:
-        check_address(value)
+    def _check_teacher(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is not None:
+            check_address(value)
+        elif info.data.get("store", "invalid") is None:
+            raise PydanticCustomError("missing", "neither a teacher nor a store")
+        return value
+
+    @field_validator("data")
+    @classmethod
+    def _check_data(cls, value: RunData, info: ValidationInfo) -> RunData:
+        if not value.sources and info.data.get("store", "invalid") is None:
+            raise PydanticCustomError("missing", "no sources")
         return value
 
     @field_validator("lighthouse")
@@ -267,6 +288,11 @@ class Recipe(Strict):
     def _check_together(self) -> Self:
         check_together(self)
         return self
+
+    @property
+    def reads_store(self) -> bool:
+        """Whether the samples themselves are the store's, since no sources are named."""
+        return self.store is not None and not self.data.sources
 
     def result_keys(self) -> dict[str, Any]:
         """Return what the trained weights depend on, as JSON holds it."""

@@ -21,8 +21,8 @@ import yaml
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from stillhouse.data import DataSpec
 from stillhouse.errors import ConfigurationError
+from student_worker.recipe.data import RunData
 from student_worker.recipe.errors import explain, short, suggestion
 from student_worker.recipe.schema import CausalLMSpec, FixtureSpec, Recipe
 
@@ -69,7 +69,7 @@ def keys() -> Mapping[str, Key]:
     """Return every key by its flat name."""
     found: dict[str, Key] = {}
     for name, info in Recipe.model_fields.items():
-        parts = {"data": (DataSpec,), "student": (CausalLMSpec, FixtureSpec)}.get(name)
+        parts = {"data": (RunData,), "student": (CausalLMSpec, FixtureSpec)}.get(name)
         if parts is None:
             found[name] = Key(name, (name,), info)
             continue

@@ -87,6 +87,8 @@ def effective(recipe: Recipe) -> dict[tuple[str, ...], Any]:
     for key in keys().values():
         if key.name.startswith("lora_") and not adapts:
             continue
+        if recipe.reads_store and key.path[0] == "data" and key.path[1] not in recipe.data.model_fields_set:
+            continue
         value: Any = values
         for name in key.path:
             value = value.get(name) if isinstance(value, dict) else None

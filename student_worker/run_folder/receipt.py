@@ -36,6 +36,7 @@ class Receipt(Callback):
         state: where steps and tokens are counted.
         metric: the held-out figure that is the best by.
         devices: tells what each worker trains on.
+        answers: tells how many answers this worker has had so far, and from where.
     """
 
     def __init__(
@@ -45,12 +46,16 @@ class Receipt(Callback):
         state: WorkerState,
         metric: MetricName,
         devices: Callable[[], dict[str, Any]] = dict,
+        answers: Callable[[], dict[str, int]] = dict,
     ) -> None:
         self._path = folder / RECEIPT_FILE
         self._facts = facts
         self._state = state
         self._metric = metric
         self._devices = devices
+        self._answers = answers
+        self._answers_of_others: dict[str, int] = {}
+        self._answers_told: dict[str, int] = {}
         self._started = time.time()
         self._resumes: list[dict[str, float]] = []
         self._world_sizes: list[tuple[int, int]] = []
@@ -116,6 +121,9 @@ class Receipt(Callback):
         self._world_sizes = [entry for before, entry in pairs if before[1] != entry[1]]
         self._started = min(self._started, past["started"])
         self._resumes = past["resumes"]
+        # Whoever wrote after this worker has counted its answers in.
+        counted = past.get("answers") or {}
+        self._answers_of_others = {name: n - self._answers_told.get(name, 0) for name, n in counted.items()}
         if self._first_loss is None:
             self._first_loss = past["losses"]["first"]
         self._last_loss = past["losses"]["last"] if self._last_loss is None else self._last_loss
@@ -135,6 +143,8 @@ class Receipt(Callback):
         output: dict[str, Any] | None = None,
         ended: float | None = None,
     ) -> None:
+        self._answers_told = self._answers()
+        names = {**self._answers_of_others, **self._answers_told}
         content = {
             "status": status,
             "reason": reason,
@@ -147,6 +157,7 @@ class Receipt(Callback):
             "tokens": self._state.num_tokens,
             "world_sizes": [list(entry) for entry in self._world_sizes],
             "losses": {"first": self._first_loss, "last": self._last_loss, "best_held_out": self._best},
+            "answers": {name: self._answers_of_others.get(name, 0) + self._answers_told.get(name, 0) for name in names},
             "output": output,
         }
         write_whole(self._path, json.dumps(content | {CHECKSUM: _checksum(content)}, indent=2) + "\n")
