@@ -94,9 +94,9 @@ def answers(
                 flying[pool.submit(ask, waiting.request)] = waiting
                 held += waiting.num_bytes
                 waiting = next(asked, None)
-            done, _ = wait(flying, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED)
+            wait(flying, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED)
             look()
-            for future in sorted(done, key=_failed):
+            for future in sorted((one for one in flying if one.done()), key=_failed):
                 question = flying.pop(future)
                 yield question, future.result()
                 held -= question.num_bytes

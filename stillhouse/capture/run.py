@@ -10,7 +10,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
+from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import structlog
 from rich.console import Console
@@ -27,7 +29,7 @@ from stillhouse.client import TeacherClient
 from stillhouse.credentials import channel_credentials
 from stillhouse.data import PackedDataset
 from stillhouse.disk import folder_bytes, free_disk
-from stillhouse.encodings import Hidden
+from stillhouse.encodings import Encoding, Hidden
 from stillhouse.errors import FingerprintMismatchError, StoreError
 from stillhouse.logs import configure_logging
 from stillhouse.models import silence_transformers
@@ -122,7 +124,13 @@ class _Capture:
         """See that a complete store is what is asked for, with its teacher's word where that is to be had at once."""
         settings = self._settings
         with closing(open_store(settings.output_dir, allow_partial=True)) as store:
-            description = store.describe()
+            # With another encoding the refusal should name both, not what the store has no answers for.
+            description = replace(store.describe(), encodings=get_args(Encoding))
+        if settings.model not in (None, description.model):
+            raise StoreError(
+                f"{settings.output_dir} holds the answers of {description.model}, not of {settings.model}; name "
+                "another folder"
+            )
         if settings.teacher is not None:
             client = self._client()
             try:
