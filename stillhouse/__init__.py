@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     )
     from stillhouse.providers import Answer, StudentLogitsProvider, TeacherLogitsProvider
     from stillhouse.request import All, Explicit, From, Last, LogitsRequest, Sequence, TeacherDescription
-    from stillhouse.store import Store, StoredSample, open_store
+    from stillhouse.store import Store, StoreDataset, StoredSample, open_store
 
 _HOME = {
     "DataSpec": "data",
@@ -76,6 +76,7 @@ _HOME = {
     "StudentLogitsProvider": "providers",
     "TeacherLogitsProvider": "providers",
     "Store": "store",
+    "StoreDataset": "store",
     "StoredSample": "store",
     "open_store": "store",
     "All": "request",
@@ -115,6 +116,7 @@ __all__ = [
     "Sequence",
     "StillhouseError",
     "Store",
+    "StoreDataset",
     "StoredSample",
     "StudentLogitsProvider",
     "TeacherClient",

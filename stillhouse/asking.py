@@ -36,7 +36,7 @@ class Asking:
         places = indices if indices is not None else [None] * len(samples)
         pairs = zip(samples, places, strict=True)
         return LogitsRequest(
-            sequences=tuple(_sequence(sample, place) for sample, place in pairs if sample.mask.any()),
+            sequences=tuple(asked_sequence(sample, place) for sample, place in pairs if sample.mask.any()),
             encoding=self.encoding,
             temperature=self.temperature,
             vocabulary_size=self.vocabulary_size,
@@ -45,7 +45,8 @@ class Asking:
         )
 
 
-def _sequence(sample: Sample, place: tuple[str, int] | None) -> Sequence:
+def asked_sequence(sample: Sample, place: tuple[str, int] | None = None) -> Sequence:
+    """Return what is asked about one sample: the positions that count, none of them across documents."""
     positions = All() if sample.mask.all() else Explicit(tuple(np.flatnonzero(sample.mask).tolist()))
     segments = tuple(int(length) for length in sample.segment_lengths)
     return Sequence(

@@ -1,8 +1,7 @@
 """What the teacher remembers: keys to payload bytes in Redis, which may forget, be slow, be full, or be gone.
 
-A lookup that fails is a miss, and a write that fails is counted. Each value ends with its key, so that the bytes of
-one answer that come to lie under the key of another are seen. Knows nothing of requests, and nothing of what the bytes
-mean.
+A lookup that fails is a miss, and a write that fails is counted. What a value is stands in `stillhouse.cached_values`.
+Knows nothing of requests, and nothing of what the bytes mean.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ import structlog
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
+from stillhouse.cached_values import cached_value, payload_in
 from teacher_service.circuit_breaker import CircuitBreaker
 from teacher_service.lease import Leases
 from teacher_service.metrics import Metrics
@@ -24,9 +24,6 @@ from teacher_service.runs import runs_within
 
 # Bytes asked for or sent in one round trip: bounds what a lookup holds beside what it gives.
 _GROUP_BYTES = 32 * 2**20
-
-FOREIGN = b""
-"""Stands for a value that is none of its key's; no payload is empty."""
 
 logger = structlog.get_logger(__name__)
 
@@ -84,7 +81,8 @@ class AnswerCache:
         """Look keys up, whose values have about these sizes in bytes.
 
         Returns:
-            A value for each, `FOREIGN` in place of one that is another key's; None in place of all when Redis failed.
+            A value for each, `cached_values.FOREIGN` in place of one that is another key's; None in place of all when
+            Redis failed.
         """
         values: list[bytes | None] = []
         for group in runs_within(sizes, _GROUP_BYTES):
@@ -157,7 +155,7 @@ class AnswerCache:
         found = results[len(keys) if leases is not None else 0]
         if isinstance(found, RedisError):
             raise found
-        values = [_own(key, value) for key, value in zip(keys, found, strict=True)]
+        values = [payload_in(key, value) for key, value in zip(keys, found, strict=True)]
         if leases is None:
             return [Claim(value, may_compute=True) for value in values]
         asked = zip(keys, values, results[: len(keys)], results[len(keys) + 1 :], strict=True)
@@ -166,7 +164,7 @@ class AnswerCache:
     async def _set(self, items: SequenceOf[tuple[bytes, bytes]], redis: Redis) -> list[object]:
         pipeline = redis.pipeline(transaction=False)
         for key, value in items:
-            pipeline.set(key, value + key, ex=self._ttl_seconds)
+            pipeline.set(key, cached_value(key, value), ex=self._ttl_seconds)
         if self._leases is not None:
             self._leases.add_giving_back(pipeline, [key for key, _ in items])
         results: list[object] = await pipeline.execute(raise_on_error=False)
@@ -188,17 +186,10 @@ class AnswerCache:
         self._metrics.cache_refuses_writes.set(error is not None)
 
 
-def _own(key: bytes, value: bytes | None) -> bytes | None:
-    """Return the payload of a value that ends with its key."""
-    if value is None:
-        return None
-    return value[: -len(key)] if value.endswith(key) else FOREIGN
-
-
 async def _get(keys: SequenceOf[bytes], redis: Redis) -> list[bytes | None]:
     # Typed for clients that decode their answers, which this one does not.
     values: Any = await redis.mget(keys)
-    return [_own(key, value) for key, value in zip(keys, values, strict=True)]
+    return [payload_in(key, value) for key, value in zip(keys, values, strict=True)]
 
 
 async def _ping(redis: Redis) -> object:

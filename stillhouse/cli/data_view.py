@@ -130,11 +130,11 @@ def _print_sample(index: int, sample: Sample, tokenizer: Any, console: Console) 
         if number:
             line.append("\n--- next document ---\n", style="bold")
         for run_start, run_end in _runs(said[start:end]):
-            text = _printable(tokenizer.decode(sample.token_ids[start + run_start : start + run_end].tolist()))
+            text = printable(tokenizer.decode(sample.token_ids[start + run_start : start + run_end].tolist()))
             _append(line, text, learnt=bool(said[start + run_start]), colour=console.is_terminal)
     if sample.mask[-1] and sample.labels[-1] != NO_LABEL:
         line.append("\n--- the document goes on with ---\n", style="bold")
-        _append(line, _printable(tokenizer.decode([int(sample.labels[-1])])), learnt=True, colour=console.is_terminal)
+        _append(line, printable(tokenizer.decode([int(sample.labels[-1])])), learnt=True, colour=console.is_terminal)
     console.print(line)
 
 
@@ -151,7 +151,7 @@ def _append(line: Text, text: str, *, learnt: bool, colour: bool) -> None:
         line.append(f"[+{text}+]" if learnt else text)
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     """Show control characters as pictures: a corpus must not steer the terminal it is shown on."""
     return "".join(
         character if character in "\n\t" or character.isprintable() else _picture(character) for character in text

@@ -87,6 +87,7 @@ def build_app() -> typer.Typer:
     from stillhouse.cli.capture import capture
     from stillhouse.cli.data import app as data
     from stillhouse.cli.demo import demo
+    from stillhouse.cli.store import app as store
     from stillhouse.cli.tokenizers import app as tokenizers
 
     app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -95,6 +96,7 @@ def build_app() -> typer.Typer:
         _add_verb(app, entry)
     app.add_typer(data, name="data")
     app.add_typer(tokenizers, name="tokenizers")
+    app.add_typer(store, name="store")
     app.add_typer(bench, name="bench")
     app.command()(capture)
     app.command()(demo)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 import pyarrow as pa
 
@@ -24,15 +24,20 @@ def file_entry(place: Path) -> WrittenFile:
     Raises:
         StoreError: it cannot be read.
     """
-    digest = hashlib.blake2b(digest_size=16)
-    size = 0
     try:
         with place.open("rb") as file:
-            while chunk := file.read(READ_BYTES):
-                digest.update(chunk)
-                size += len(chunk)
+            return entry_of(file)
     except OSError as error:
         raise StoreError(f"{place} cannot be read: {error.strerror or error}") from error
+
+
+def entry_of(file: BinaryIO) -> WrittenFile:
+    """Return the size and the BLAKE2b-128 of what is left of an open file."""
+    digest = hashlib.blake2b(digest_size=16)
+    size = 0
+    while chunk := file.read(READ_BYTES):
+        digest.update(chunk)
+        size += len(chunk)
     return WrittenFile(bytes=size, checksum=digest.hexdigest())
 
 
@@ -42,40 +47,53 @@ def shard_entry(place: Path, plan: StorePlan, part: PartName, number: int) -> Sh
     Raises:
         StoreError: it is not whole, altered, or of another plan.
     """
-    tokens = positions = samples = 0
-    for row in each_row(place, plan, part, number):
-        samples += 1
-        tokens += len(row.token_ids)
-        positions += row.payload.num_positions
+    try:
+        tokens, positions, samples = counted(each_row(place, plan, part, number))
+    except StoreError as error:
+        raise StoreError(f"{place.parent.parent}: {error}; remove it, and its samples are asked for again") from error
     return Shard(samples=samples, tokens=tokens, positions=positions, **file_entry(place).model_dump())
 
 
-def each_row(place: Path, plan: StorePlan, part: PartName, number: int) -> Iterator[StoredSample]:
-    """Yield the rows of a shard, each seen to be where it belongs.
+def counted(rows: Iterator[StoredSample]) -> tuple[int, int, int]:
+    """Return how many tokens, positions and samples some rows have."""
+    tokens = positions = samples = 0
+    for row in rows:
+        samples += 1
+        tokens += len(row.token_ids)
+        positions += row.payload.num_positions
+    return tokens, positions, samples
+
+
+def each_row(source: Path | BinaryIO, plan: StorePlan, part: PartName, number: int) -> Iterator[StoredSample]:
+    """Yield the rows of a shard, each seen to be where it belongs and to fit the plan.
 
     Raises:
-        StoreError: it is not whole, altered, or of another plan.
+        StoreError: it is not whole, altered, or of another plan; the message names it.
     """
-    schema = shard_schema(plan)
-    indices = plan.samples_of(part, number)
     name = shard_name(part, number)
     try:
-        reader = ShardReader(place, schema)
+        reader = ShardReader(source, shard_schema(plan))
         try:
-            if reader.num_samples != len(indices):
-                raise StoreError(f"{name} should hold {len(indices)} samples; it holds {reader.num_samples}")
-            for group, start in enumerate(range(indices.start, indices.stop, plan.samples_per_group)):
-                columns = reader.group(group, schema.names)
-                for row, index in enumerate(range(start, min(start + plan.samples_per_group, indices.stop))):
-                    if columns.sample_index(row) != index:
-                        raise StoreError(f"{name} has sample {columns.sample_index(row)} in the place of {index}")
-                    sample = columns.sample(row)
-                    payload = columns.payload(
-                        row, plan.answer_encoding, temperature=plan.temperature, vocabulary_size=plan.vocabulary_size
-                    )
-                    check_row(plan, sample, payload)
-                    yield StoredSample(sample.token_ids, sample.labels, sample.mask, sample.segment_lengths, payload)
+            yield from _rows(reader, plan, part, number)
         finally:
             reader.close()
-    except (OSError, pa.ArrowException, ValueError, IndexError, RuntimeError) as error:
-        raise StoreError(f"{place} cannot be read: {error}; remove it, and it is made again") from error
+    except (StoreError, OSError, pa.ArrowException, ValueError, IndexError, RuntimeError) as error:
+        raise StoreError(f"{name} is not sound: {error}") from error
+
+
+def _rows(reader: ShardReader, plan: StorePlan, part: PartName, number: int) -> Iterator[StoredSample]:
+    indices = plan.samples_of(part, number)
+    if reader.num_samples != len(indices):
+        raise StoreError(f"it should hold {len(indices)} samples; it holds {reader.num_samples}")
+    names = shard_schema(plan).names
+    for group, start in enumerate(range(indices.start, indices.stop, plan.samples_per_group)):
+        columns = reader.group(group, names)
+        for row, index in enumerate(range(start, min(start + plan.samples_per_group, indices.stop))):
+            if columns.sample_index(row) != index:
+                raise StoreError(f"it has sample {columns.sample_index(row)} in the place of {index}")
+            sample = columns.sample(row)
+            payload = columns.payload(
+                row, plan.answer_encoding, temperature=plan.temperature, vocabulary_size=plan.vocabulary_size
+            )
+            check_row(plan, sample, payload)
+            yield StoredSample(sample.token_ids, sample.labels, sample.mask, sample.segment_lengths, payload)

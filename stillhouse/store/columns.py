@@ -107,8 +107,8 @@ def sample_arrays(indices: SequenceOf[int], samples: SequenceOf[Sample]) -> list
     ]
 
 
-def payload_arrays(payloads: SequenceOf[Payload], encoding: Encoding) -> list[pa.Array]:
-    """Return the columns of payloads that answer one encoding, in the order of `payload_schema`."""
+def payload_arrays(payloads: SequenceOf[Any], encoding: Encoding) -> list[pa.Array]:
+    """Return the columns of payloads, all of which answer one encoding, in the order of `payload_schema`."""
     rows = [payload.num_positions for payload in payloads]
     match payloads[0]:
         case DenseLogits():
@@ -210,7 +210,7 @@ class Columns:
 
     def payload(self, row: int, encoding: Encoding, *, temperature: float, vocabulary_size: int) -> Payload:
         """Return the answer of a row."""
-        common = {"temperature": temperature, "vocabulary_size": vocabulary_size}
+        common: dict[str, Any] = {"temperature": temperature, "vocabulary_size": vocabulary_size}
         match encoding:
             case Dense(value_type):
                 return DenseLogits(self._matrix("logits", row, value_type, vocabulary_size))
@@ -224,18 +224,18 @@ class Columns:
                 ids = torch.tensor(token_ids, dtype=torch.int32) if token_ids else self._matrix("ids", row, None)
                 return CandidateLogits(ids, logits, **self._statistics(row), **common)
             case Sampled(draws, _):
-                offsets, ids = self._columns["ids"].ragged(row)
+                offsets, drawn = self._columns["ids"].ragged(row)
                 _, counts = self._columns["counts"].ragged(row)
                 return SampledCounts(
                     offsets=torch.from_numpy(offsets),
-                    token_ids=torch.from_numpy(ids),
+                    token_ids=torch.from_numpy(drawn),
                     counts=torch.from_numpy(counts),
                     entropy=torch.from_numpy(self._values("entropy", row)),
                     draws=draws,
                     **common,
                 )
 
-    def _statistics(self, row: int) -> dict[str, Tensor]:
+    def _statistics(self, row: int) -> dict[str, Any]:
         found = {name: torch.from_numpy(self._values(name, row)) for name in STATISTICS}
         for plain, name in zip(STATISTICS, TEMPERED, strict=True):
             absent = self._columns[name].is_absent(row)

@@ -70,6 +70,9 @@ class StorePlan(_Model):
     data: dict[str, JsonValue] = Field(description="How the corpus was read and packed.")
     train: Part
     held_out: Part | None
+    derived_from: str | None = Field(
+        default=None, description="The form of the answers that these were made from, where the teacher gave others."
+    )
     samples_per_shard: int = Field(ge=1)
     samples_per_group: int = Field(ge=1)
 

@@ -124,6 +124,14 @@ class Store:
         """Return decoded columns of the row group that holds a sample, and the sample's row among them."""
         return self._shards.columns(part, index, names)
 
+    def batches(self, part: PartName, number: int) -> Iterator[pa.RecordBatch]:
+        """Yield the rows of one shard as Arrow, a row group at a time.
+
+        Raises:
+            StoreError: the shard is missing or altered.
+        """
+        return self._shards.batches(part, number)
+
     def __repr__(self) -> str:
         return f"Store({self.address!r}, {self.manifest.plan.encoding}, {len(self.train)} samples)"
 
@@ -158,6 +166,11 @@ class StorePart:
 
     def __len__(self) -> int:
         return self.part.num_samples
+
+    @property
+    def num_held(self) -> int:
+        """How many of the samples the store holds: all in a whole store."""
+        return sum(shard.samples for shard in self._store.manifest.shards[self.name])
 
     def has(self, index: int) -> bool:
         """Return whether the store holds a sample: all in a whole store, those of its shards in a share of one."""
@@ -281,6 +294,19 @@ class _Shards:
         if found != index:
             raise self._unreadable(part, number, f"it has sample {found} in the place of {index}")
         return columns, row
+
+    def batches(self, part: PartName, number: int) -> Iterator[pa.RecordBatch]:
+        """Yield the row groups of one shard."""
+        try:
+            with self._mutex:
+                reader = self._reader(part, number)
+            for group in range(reader.num_groups):
+                with self._mutex:
+                    reader = self._reader(part, number)
+                    batch = reader.batch(group, self._schema.names)
+                yield batch
+        except (OSError, pa.ArrowException, ValueError) as error:
+            raise self._unreadable(part, number, error) from error
 
     def _reader(self, part: PartName, number: int) -> ShardReader:
         reader = self._open.get((part, number))

@@ -1,15 +1,16 @@
 """What a row of a store holds: a sample, and a teacher's answer about it.
 
-Knows what a row must look like to fit its plan; knows nothing of files.
+Knows what a row must look like to fit its plan, and what was asked to get it; knows nothing of files.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from stillhouse.asking import asked_sequence
 from stillhouse.codec import check_payload
 from stillhouse.data.items import TokenIds
 from stillhouse.data.packing import Sample
@@ -17,7 +18,7 @@ from stillhouse.encodings import Candidates
 from stillhouse.errors import CodecError, StoreError
 from stillhouse.payload_header import Header, Kind
 from stillhouse.payloads import CandidateLogits, Payload, TopKLogits
-from stillhouse.request import All, Explicit, Sequence
+from stillhouse.request import All, Sequence
 from stillhouse.store.manifest import StorePlan
 
 
@@ -35,21 +36,17 @@ class StoredSample:
     payload: Payload
 
     @property
+    def sequence(self) -> Sequence:
+        """What was asked: where each position named candidates of its own, with those of the answer."""
+        asked = asked_sequence(self.sample)
+        if isinstance(self.payload, CandidateLogits) and self.payload.token_ids.dim() == 2:
+            return replace(asked, candidate_ids=tuple(map(tuple, self.payload.token_ids.tolist())))
+        return asked
+
+    @property
     def sample(self) -> Sample:
         """The sample alone."""
         return Sample(self.token_ids, self.labels, self.mask, self.segment_lengths)
-
-
-def asked_sequence(sample: Sample, payload: Payload | None = None) -> Sequence:
-    """Return what a teacher is asked about a sample: the positions that count, none of them across documents.
-
-    Where each position names candidates of its own, they are those of the answer.
-    """
-    positions = All() if sample.mask.all() else Explicit(tuple(np.flatnonzero(sample.mask).tolist()))
-    segments = sample.segment_lengths if len(sample.segment_lengths) > 1 else ()
-    named = isinstance(payload, CandidateLogits) and payload.token_ids.dim() == 2
-    candidates = tuple(map(tuple, payload.token_ids.tolist())) if named else ()  # type: ignore[union-attr]
-    return Sequence(tuple(sample.token_ids.tolist()), segments, positions, candidates)
 
 
 def check_row(plan: StorePlan, sample: Sample, payload: Payload) -> None:

@@ -17,12 +17,20 @@ import pyarrow.parquet as pq
 from stillhouse.data.dataset import PartName
 from stillhouse.data.packing import Sample
 from stillhouse.payloads import Payload
-from stillhouse.store.columns import Columns, payload_arrays, payload_schema, sample_arrays, sample_schema
+from stillhouse.store.columns import (
+    SAMPLE_COLUMNS,
+    Columns,
+    payload_arrays,
+    payload_schema,
+    sample_arrays,
+    sample_schema,
+)
 from stillhouse.store.manifest import FORMAT_VERSION, Shard, StorePlan
 
 WRITER: Final = f"pyarrow {pa.__version__}"
 
-COMPRESSION_LEVEL: Final = 9
+COMPRESSION_LEVEL: Final = 3
+"""Of zstd. Measured on real answers, 9 saves 3% of SAMPLED and 1% of HIDDEN, and takes twice the time."""
 
 
 def shard_name(part: PartName, number: int) -> str:
@@ -92,26 +100,29 @@ class ShardWriter:
 
 
 def _settings(schema: pa.Schema) -> dict[str, Any]:
-    leaves = {field.name: _leaf(field) for field in schema}
+    # Bytes of like weight side by side: measured on real answers, a fifth less than as they come, and no more than gaps
+    # of ids. Not float16, which DuckDB reads as it comes alone.
+    answers = [_leaf(field) for field in schema if field.name not in SAMPLE_COLUMNS]
+    split = [path for path, kind in answers if not pa.types.is_float16(kind)]
     return {
         "version": "2.6",
         "data_page_version": "1.0",
         "compression": "zstd",
         "compression_level": COMPRESSION_LEVEL,
         "use_dictionary": False,
-        "column_encoding": {path: "BYTE_STREAM_SPLIT" for name, path in leaves.items() if name not in ("mask",)},
+        "column_encoding": dict.fromkeys(split, "BYTE_STREAM_SPLIT"),
         "write_statistics": False,
         "write_page_checksum": True,
         "store_schema": False,
     }
 
 
-def _leaf(field: pa.Field) -> str:
+def _leaf(field: pa.Field) -> tuple[str, pa.DataType]:
     path, kind = field.name, field.type
     while pa.types.is_list(kind):
         path += ".list.element"
         kind = kind.value_type
-    return path
+    return path, kind
 
 
 class _Hashed:
@@ -178,8 +189,17 @@ class ShardReader:
         Raises:
             OSError, pa.ArrowException: bytes that are altered.
         """
+        batch = self.batch(number, columns)
+        return Columns(dict(zip(batch.schema.names, batch.columns, strict=True)))
+
+    def batch(self, number: int, columns: Iterable[str]) -> pa.RecordBatch:
+        """Return some columns of a row group as Arrow.
+
+        Raises:
+            OSError, pa.ArrowException: bytes that are altered.
+        """
         table = self._parquet.read_row_group(number, columns=list(columns), use_threads=False)
-        return Columns({name: table.column(name).combine_chunks() for name in table.column_names})
+        return pa.record_batch([column.combine_chunks() for column in table.columns], schema=table.schema)
 
     def close(self) -> None:
         """Let go of the file."""

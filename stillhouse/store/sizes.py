@@ -1,7 +1,7 @@
 """How many samples go into a shard, and how many into a row group.
 
 A shard is what a capture loses nothing of, what is copied, checked and opened as one: some 2^18 tokens, and not much
-over 64 MiB. A row group is what one random read decodes: some thousand tokens, and not much over 1 MiB. A function of
+over 64 MiB. A row group is what one random read decodes: some 2,048 tokens, and not much over 1 MiB. A function of
 the encoding and shapes alone, never of the answers, so that every share of a capture cuts alike.
 """
 
@@ -13,7 +13,7 @@ from stillhouse.encodings import Candidates, Dense, Encoding, Hidden, Sampled, T
 
 SHARD_TOKENS: Final = 2**18
 SHARD_BYTES: Final = 64 * 2**20
-GROUP_TOKENS: Final = 2**13
+GROUP_TOKENS: Final = 2**11
 GROUP_BYTES: Final = 2**20
 
 SAMPLE_BYTES_PER_TOKEN: Final = 5

@@ -94,9 +94,6 @@ class StoreWriter:
             check_share(part)
         except ValueError as error:
             raise StoreError(str(error)) from error
-        if isinstance(plan.answer_encoding, Hidden) != (output_head is not None):
-            what = "lacks" if output_head is None else "has no use for"
-            raise StoreError(f"a store of {plan.encoding} answers {what} an output_head: it goes with `Hidden` alone")
         self.folder = Path(folder)
         self.plan = plan
         self.share = part
@@ -247,6 +244,11 @@ class StoreWriter:
             )
 
     def _begin(self) -> None:
+        if isinstance(self.plan.answer_encoding, Hidden) != (self._output_head is not None):
+            what = "lacks" if self._output_head is None else "has no use for"
+            raise StoreError(
+                f"a store of {self.plan.encoding} answers {what} an output_head: it goes with `Hidden` alone"
+            )
         with writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             names = {path.name for path in self.folder.iterdir()}

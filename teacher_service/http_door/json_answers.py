@@ -20,8 +20,8 @@ from stillhouse.errors import RequestTooLongError
 from stillhouse.payload_header import Header, Kind, expected_headers
 from stillhouse.payloads import CandidateLogits, DenseLogits, HiddenStates, Payload, SampledCounts, TopKLogits
 from stillhouse.request import LogitsRequest, TeacherDescription
+from stillhouse.token_texts import TokenTexts
 from teacher_service.http_door.requests import KINDS
-from teacher_service.http_door.token_texts import TokenTexts
 from teacher_service.teacher import EncodedAnswer
 
 MAX_VALUES = 3_000_000

@@ -14,6 +14,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from stillhouse.encodings import ValueType
 from stillhouse.errors import EncodingNotOfferedError, FingerprintMismatchError, InvalidRequestError, TeacherError
 from stillhouse.request import TeacherDescription
+from stillhouse.token_texts import TokenTexts
 from teacher_service.auth import Access
 from teacher_service.http_door.arrow_answers import ARROW_TYPE, arrow_parts
 from teacher_service.http_door.gate import HELD
@@ -22,7 +23,6 @@ from teacher_service.http_door.json_answers import check_size, json_parts
 from teacher_service.http_door.negotiation import choose, require_json
 from teacher_service.http_door.requests import KINDS, LogitsIn
 from teacher_service.http_door.streaming import PiecewiseResponse
-from teacher_service.http_door.token_texts import TokenTexts
 from teacher_service.lifecycle import Lifecycle
 from teacher_service.metrics import Metrics
 
@@ -136,6 +136,8 @@ class Routes:
             return await asyncio.to_thread(LogitsIn.from_json, body)
 
     def _token_texts(self, description: TeacherDescription) -> TokenTexts:
+        if not description.tokens:
+            raise InvalidRequestError("include_tokens must be false: this teacher has no tokenizer")
         if self._tokens is None:
             self._tokens = TokenTexts(description.tokens)
         return self._tokens

@@ -22,7 +22,7 @@ END = 0
 def small_corpus(folder: Path, *, tokens: int = 600, held_out: int | None = 5) -> tuple[Prepared, DataSpec]:
     """Return a corpus of documents of all lengths, packed into blocks of 16 tokens."""
     generator = np.random.default_rng(7)
-    ids = generator.integers(1, VOCABULARY, tokens, dtype=np.uint16)
+    ids = generator.integers(1, VOCABULARY, tokens, dtype=np.uint32)
     ids[np.cumsum(generator.integers(5, 40, tokens // 10))[: tokens // 20] % tokens] = END
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "corpus.bin").write_bytes(ids.tobytes())

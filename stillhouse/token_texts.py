@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Sequence
 
-from stillhouse.errors import InvalidRequestError
 from stillhouse.vocabulary import HOLE
 
 _LONE_BYTE = re.compile(r"<0x([0-9A-F]{2})>")
@@ -19,14 +18,12 @@ class TokenTexts:
     """The tokens of one teacher."""
 
     def __init__(self, tokens: Sequence[str]) -> None:
-        if not tokens:
-            raise InvalidRequestError("include_tokens must be false: this teacher has no tokenizer")
         self._tokens = tokens
-        self._read: Callable[[str], str] = str
+        self._bytes: Callable[[str], bytes] = str.encode
         if any(token.startswith("Ġ") for token in tokens):
-            self._read = _from_letters
+            self._bytes = _from_letters
         elif any(token.startswith("▁") for token in tokens):
-            self._read = _from_pieces
+            self._bytes = _from_pieces
 
     def own(self, ids: Iterable[int]) -> list[str | None]:
         """Return the tokenizer's own tokens; None for an id that has none, as in a head wider than the tokenizer."""
@@ -34,7 +31,13 @@ class TokenTexts:
 
     def texts(self, ids: Iterable[int]) -> list[str | None]:
         """Return what the tokens read as; U+FFFD stands for bytes that are but a part of a character."""
-        return [None if (token := self._token(one)) is None else self._read(token) for one in ids]
+        tokens = map(self._token, ids)
+        return [None if token is None else self._bytes(token).decode(errors="replace") for token in tokens]
+
+    def text(self, ids: Iterable[int]) -> str:
+        """Return what tokens read as one after the other, characters that several make up whole."""
+        tokens = (self._token(one) for one in ids)
+        return b"".join(b"" if token is None else self._bytes(token) for token in tokens).decode(errors="replace")
 
     def _token(self, index: int) -> str | None:
         token = self._tokens[index] if index < len(self._tokens) else HOLE.format(index)
@@ -51,14 +54,14 @@ def _byte_of_letter() -> dict[str, int]:
 _BYTES = _byte_of_letter()
 
 
-def _from_letters(token: str) -> str:
+def _from_letters(token: str) -> bytes:
     try:
-        return bytes(_BYTES[letter] for letter in token).decode(errors="replace")
+        return bytes(_BYTES[letter] for letter in token)
     except KeyError:
-        return token  # an added token, written as it reads
+        return token.encode()  # an added token, written as it reads
 
 
-def _from_pieces(token: str) -> str:
+def _from_pieces(token: str) -> bytes:
     if match := _LONE_BYTE.fullmatch(token):
-        return bytes([int(match[1], 16)]).decode(errors="replace")
-    return token.replace("▁", " ")
+        return bytes([int(match[1], 16)])
+    return token.replace("▁", " ").encode()

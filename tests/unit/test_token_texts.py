@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import pytest
-
-from stillhouse.errors import InvalidRequestError
+from stillhouse.token_texts import TokenTexts
 from stillhouse.vocabulary import HOLE
-from teacher_service.http_door.token_texts import TokenTexts
 
 
 def test_byte_level_tokens_read_as_their_text() -> None:
@@ -29,9 +26,13 @@ def test_an_id_without_a_token_has_none() -> None:
     assert tokens.own([0, 1, 2, 4_000_000_000]) == tokens.texts([0, 1, 2, 4_000_000_000]) == ["a", None, None, None]
 
 
-def test_without_a_tokenizer_there_is_nothing_to_show() -> None:
-    with pytest.raises(InvalidRequestError, match="include_tokens"):
-        TokenTexts(())
+def test_without_a_tokenizer_no_id_has_a_text() -> None:
+    assert TokenTexts(()).texts([0, 1]) == [None, None]
+
+
+def test_a_character_of_several_tokens_is_whole_in_a_text() -> None:
+    assert TokenTexts(["Ġt", "Ã", "©"]).text([0, 1, 2]) == " té"
+    assert TokenTexts(["▁t", "<0xC3>", "<0xA9>"]).text([0, 1, 2, 9]) == " té"
 
 
 def test_the_letters_are_those_of_tokenizers() -> None:
