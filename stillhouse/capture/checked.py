@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from rich.console import Console
@@ -11,7 +12,7 @@ from stillhouse.asking import Asking
 from stillhouse.capture.settings import CaptureSettings
 from stillhouse.cli.data_view import preparing
 from stillhouse.cli.named_tokenizer import open_tokenizer
-from stillhouse.data import Prepared, prepare
+from stillhouse.data import PackedDataset, Prepared, prepare
 from stillhouse.encoding_choice import offered_encoding, warn_of_noise
 from stillhouse.errors import ConfigurationError, DataError, RequestTooLongError
 from stillhouse.models import load_tokenizer, resolve_model
@@ -22,51 +23,64 @@ from stillhouse.vocabulary import check_token_ids
 
 
 @dataclass(frozen=True, slots=True)
-class Corpus:
-    """A prepared corpus, and the tokenizer that made its ids; None where they came as shards of ids."""
-
-    prepared: Prepared
-    tokenizer: Any
-
-
-@dataclass(frozen=True, slots=True)
 class Checked:
     """A capture whose parts fit together."""
 
-    corpus: Corpus
+    prepared: Prepared
     teacher: TeacherDescription
     asking: Asking
     plan: StorePlan
 
+    @property
+    def datasets(self) -> tuple[PackedDataset, ...]:
+        """The parts that there are."""
+        parts = (self.prepared.train, self.prepared.held_out)
+        return tuple(dataset for dataset in parts if dataset is not None)
 
-def open_corpus(settings: CaptureSettings, teacher_model: str, console: Console) -> Corpus:
-    """Prepare the corpus as training does, where that has not been done before.
+
+class Corpus:
+    """The corpus of a capture: its tokenizer first, and then its samples, each looked for once.
+
+    Args:
+        settings: of the capture.
+        teacher_model: the teacher's name, whose tokenizer is taken where none is named.
+        console: where a bar is shown while documents are tokenised.
 
     Raises:
-        ConfigurationError: a tokenizer that cannot be had.
-        DataError: a corpus that cannot be used.
+        ConfigurationError: a tokenizer that is named and cannot be had.
     """
-    tokenizer, missing = _find_tokenizer(settings, teacher_model)
-    try:
-        with preparing(console) as progress:
-            return Corpus(prepare(settings.data, tokenizer, settings.cache_dir, progress), tokenizer)
-    except DataError as error:
-        if missing is None:
-            raise
-        raise ConfigurationError(
-            f"tokenizer is not named, and the teacher's is not to be had here ({missing}); name one by --tokenizer "
-            f"({error})"
-        ) from error
 
+    def __init__(self, settings: CaptureSettings, teacher_model: str, console: Console) -> None:
+        self._settings = settings
+        self._console = console
+        self.tokenizer: Any = None
+        self._missing: ConfigurationError | None = None
+        if settings.tokenizer is not None:
+            self.tokenizer = open_tokenizer(settings.tokenizer)
+            return
+        try:
+            self.tokenizer = load_tokenizer(resolve_model(teacher_model, revision=settings.revision))
+        except ConfigurationError as error:
+            self._missing = error  # shards of ids need none
 
-def _find_tokenizer(settings: CaptureSettings, teacher_model: str) -> tuple[Any, ConfigurationError | None]:
-    """Return the tokenizer that is named, else the teacher's, else none, and why not: shards of ids need none."""
-    if settings.tokenizer is not None:
-        return open_tokenizer(settings.tokenizer), None
-    try:
-        return load_tokenizer(resolve_model(teacher_model, revision=settings.revision)), None
-    except ConfigurationError as error:
-        return None, error
+    @cached_property
+    def prepared(self) -> Prepared:
+        """The samples, prepared as for training, where that has not been done before.
+
+        Raises:
+            ConfigurationError: text, and no tokenizer to be had.
+            DataError: a corpus that cannot be used.
+        """
+        try:
+            with preparing(self._console) as progress:
+                return prepare(self._settings.data, self.tokenizer, self._settings.cache_dir, progress)
+        except DataError as error:
+            if self._missing is None:
+                raise
+            raise ConfigurationError(
+                f"tokenizer is not named, and the teacher's is not to be had here ({self._missing}); name one by "
+                f"--tokenizer ({error})"
+            ) from error
 
 
 def check_teacher(settings: CaptureSettings, teacher: TeacherDescription) -> None:
@@ -101,11 +115,12 @@ def check_capture(settings: CaptureSettings, corpus: Corpus, teacher: TeacherDes
     """
     check_teacher(settings, teacher)
     size = paired_vocabulary(teacher, corpus.tokenizer)
-    check_token_ids(corpus.prepared.manifest.max_token_id, size)
+    prepared = corpus.prepared
+    check_token_ids(prepared.manifest.max_token_id, size)
     encoding = offered_encoding("encoding", settings.encoding, teacher, size)
     warn_of_noise(encoding, settings.temperature)
     plan = StorePlan.of(
-        corpus.prepared,
+        prepared,
         settings.data,
         teacher,
         encoding=encoding,
@@ -114,4 +129,4 @@ def check_capture(settings: CaptureSettings, corpus: Corpus, teacher: TeacherDes
         samples_per_shard=settings.samples_per_shard,
     )
     asking = Asking(encoding, settings.temperature, size, teacher.fingerprint, settings.cache_mode)
-    return Checked(corpus, teacher, asking, plan)
+    return Checked(prepared, teacher, asking, plan)

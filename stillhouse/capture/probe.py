@@ -22,6 +22,7 @@ from stillhouse.errors import ConfigurationError
 from stillhouse.payloads import Payload
 from stillhouse.providers import Answer
 from stillhouse.request import LogitsRequest
+from stillhouse.store.columns import SAMPLE_COLUMNS
 from stillhouse.store.shard import ShardWriter
 
 PROBE_TOKENS = 2048
@@ -36,10 +37,15 @@ SPARE = 1.05
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """What some samples took: on disk, as bytes of a payload, and in time."""
+    """What some samples took: on disk, as bytes of a payload, and in time.
 
-    bytes_per_token: float
-    payload_bytes_per_token: float
+    `sample_bytes` are those of ids, labels and the rest for each token, `answer_bytes` those of the answers for each
+    position that is learnt; `payload_bytes` are the same answers as they travel.
+    """
+
+    sample_bytes: float
+    answer_bytes: float
+    payload_bytes: float
     tokens_per_second: float
 
 
@@ -56,8 +62,13 @@ class Estimate:
 
     @property
     def num_bytes(self) -> int:
-        """What the answers take in the end."""
-        return round(self.tokens * self.probe.bytes_per_token) + self.head_bytes
+        """What the store takes in the end."""
+        return round(self.tokens * self.bytes_per_token) + self.head_bytes
+
+    @property
+    def bytes_per_token(self) -> float:
+        """What a token takes, whether or not it is learnt."""
+        return self.probe.sample_bytes + self.probe.answer_bytes * self.positions / max(1, self.tokens)
 
     @property
     def disk_bytes(self) -> int:
@@ -86,9 +97,12 @@ def take_probe(
     payloads = ask(asking.request(samples)).payloads
     seconds = max(time.monotonic() - began, 1e-6)
     tokens = sum(len(sample.token_ids) for sample in samples)
+    positions = sum(payload.num_positions for payload in payloads)
+    of_samples, of_answers = _written_bytes(checked, dataset, samples, payloads)
     return Probe(
-        bytes_per_token=_written_bytes(checked, dataset, samples, payloads) / tokens,
-        payload_bytes_per_token=sum(len(encode_payload(payload)) for payload in payloads) / tokens,
+        sample_bytes=of_samples / tokens,
+        answer_bytes=of_answers / positions,
+        payload_bytes=sum(len(encode_payload(payload)) for payload in payloads) / positions,
         tokens_per_second=tokens / seconds,
     )
 
@@ -110,7 +124,7 @@ def make_estimate(checked: Checked, left: dict[PackedDataset, int], probe: Probe
         tokens=tokens,
         positions=positions,
         probe=probe,
-        unfinished_bytes=round(unfinished * (JOURNAL_BYTES_PER_TOKEN + probe.payload_bytes_per_token)),
+        unfinished_bytes=round(unfinished * (JOURNAL_BYTES_PER_TOKEN + probe.payload_bytes)),
         head_bytes=head if is_hidden else 0,
     )
 
@@ -130,16 +144,20 @@ def check_disk(estimate: Estimate, free: int, folder: str) -> None:
 
 def _written_bytes(
     checked: Checked, dataset: PackedDataset, samples: list[Sample], payloads: tuple[Payload, ...]
-) -> int:
-    """Return what the samples take in row groups, without the footer that a whole shard has once."""
+) -> tuple[int, int]:
+    """Return what the samples and what the answers take in row groups, without the footer that a shard has once."""
     file = io.BytesIO()
     writer = ShardWriter(file, checked.plan, dataset.name, 0)
     for sample, payload in zip(samples, payloads, strict=True):
         writer.add(sample, payload)
     writer.finish()
     metadata = pq.read_metadata(io.BytesIO(file.getvalue()))
-    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
-    return sum(group.column(number).total_compressed_size for group in groups for number in range(group.num_columns))
+    sizes = [0, 0]
+    for group in map(metadata.row_group, range(metadata.num_row_groups)):
+        for column in map(group.column, range(group.num_columns)):
+            name = column.path_in_schema.partition(".")[0]
+            sizes[name not in SAMPLE_COLUMNS] += column.total_compressed_size
+    return sizes[0], sizes[1]
 
 
 def _num_tokens(dataset: PackedDataset) -> int:

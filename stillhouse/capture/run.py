@@ -18,7 +18,7 @@ import structlog
 from rich.console import Console
 
 from stillhouse.capture.asking_ahead import Bounds, answers, questions
-from stillhouse.capture.checked import Checked, Corpus, check_capture, check_teacher, open_corpus
+from stillhouse.capture.checked import Checked, Corpus, check_capture, check_teacher
 from stillhouse.capture.own_teacher import OwnTeacher, own_teacher
 from stillhouse.capture.probe import check_disk, make_estimate, take_probe
 from stillhouse.capture.progress import CaptureProgress
@@ -94,7 +94,7 @@ class _Capture:
         if (settings.output_dir / MANIFEST).exists():
             return self._was_complete()
         if settings.starts_teacher:
-            self._prepare(settings.model or str(settings.backend))
+            _ = self._corpus_of(settings.model or str(settings.backend)).prepared  # its faults are told before a start
             flags = {name: getattr(settings, name) for name in OWN_TEACHER}
             self._own = self._open_parts.enter_context(own_teacher(flags))
         client = self._client()
@@ -155,20 +155,20 @@ class _Capture:
         self._open_parts.callback(client.close)
         return client
 
-    def _prepare(self, teacher_model: str) -> Corpus:
+    def _corpus_of(self, teacher_model: str) -> Corpus:
         if self._corpus is None:
-            self._corpus = open_corpus(self._settings, teacher_model, self._bars)
+            self._corpus = Corpus(self._settings, teacher_model, self._bars)
         return self._corpus
 
     def _check(self, description: TeacherDescription) -> Checked:
         check_teacher(self._settings, description)
-        return check_capture(self._settings, self._prepare(description.model), description)
+        return check_capture(self._settings, self._corpus_of(description.model), description)
 
     def _say_before(self, checked: Checked, writer: StoreWriter | None, teacher: PatientTeacher) -> None:
         settings, plan = self._settings, checked.plan
         left: dict[PackedDataset, int] = {}
         first: tuple[PackedDataset, Iterator[int]] | None = None
-        for dataset in _datasets(checked):
+        for dataset in checked.datasets:
             shards = plan.shards_of(dataset.name, settings.part)
             everything = (index for shard in shards for index in plan.samples_of(dataset.name, shard))
             if writer is None:
@@ -186,7 +186,7 @@ class _Capture:
             check_disk(estimate, free, str(settings.output_dir))
 
     def _fill(self, checked: Checked, writer: StoreWriter, teacher: PatientTeacher) -> Manifest:
-        datasets = _datasets(checked)
+        datasets = checked.datasets
         total, done = (
             sum(count(dataset.name) * dataset.block_size for dataset in datasets)
             for count in (writer.num_samples, writer.num_done)
@@ -218,16 +218,11 @@ class _Capture:
             self._own.check()
 
 
-def _datasets(checked: Checked) -> list[PackedDataset]:
-    prepared = checked.corpus.prepared
-    return [dataset for dataset in (prepared.train, prepared.held_out) if dataset is not None]
-
-
 def _sizes(checked: Checked, writer: StoreWriter) -> Callable[[], tuple[int, float]]:
     """Return what says how much is on the disk, and what a token of a complete shard takes."""
 
     def sizes() -> tuple[int, float]:
-        shards = [path for dataset in _datasets(checked) for path in (writer.folder / dataset.name).glob("*.parquet")]
+        shards = [path for dataset in checked.datasets for path in (writer.folder / dataset.name).glob("*.parquet")]
         tokens = sum(len(_samples_of(checked, path)) for path in shards) * checked.plan.block_size
         num_bytes = sum(path.stat().st_size for path in shards)
         return folder_bytes(writer.folder), num_bytes / tokens if tokens else 0.0
@@ -236,5 +231,5 @@ def _sizes(checked: Checked, writer: StoreWriter) -> Callable[[], tuple[int, flo
 
 
 def _samples_of(checked: Checked, shard: Path) -> range:
-    name = next(dataset.name for dataset in _datasets(checked) if dataset.name == shard.parent.name)
+    name = next(dataset.name for dataset in checked.datasets if dataset.name == shard.parent.name)
     return checked.plan.samples_of(name, int(shard.stem))

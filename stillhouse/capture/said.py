@@ -28,7 +28,7 @@ def say_before(
         "answers": f"{plan.encoding} at T = {plan.temperature:g}, of the first {plan.vocabulary_size:,} ids",
         "to capture": f"{estimate.samples:,} samples of up to {plan.block_size:,} tokens ({parts}): "
         f"{estimate.tokens:,} tokens, {estimate.positions:,} positions that are learnt",
-        "size": f"about {estimate.probe.bytes_per_token:.1f} bytes a token, {shown(estimate.num_bytes)}"
+        "size": f"about {estimate.bytes_per_token:.1f} bytes a token, {shown(estimate.num_bytes)}"
         + (f", the output head's {shown(estimate.head_bytes)} among them" if estimate.head_bytes else "")
         + f"; {shown(free)} are free",
         "time": f"about {estimate.probe.tokens_per_second:,.0f} tokens a second, {shown_seconds(estimate.seconds)}",
