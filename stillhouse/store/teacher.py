@@ -20,7 +20,8 @@ from stillhouse.exchange import check_fingerprint
 from stillhouse.payloads import CandidateLogits, DenseLogits, OutputHead, Payload, TopKLogits
 from stillhouse.providers import Answer, TeacherLogitsProvider
 from stillhouse.request import LogitsRequest, Sequence, TeacherDescription
-from stillhouse.store.reader import Store, StoredSample, StorePart
+from stillhouse.store.reader import Store, StorePart
+from stillhouse.store.rows import StoredSample
 
 _log = structlog.get_logger(__name__)
 

@@ -8,7 +8,7 @@ training answers out; they stay in this worker's memory where they fit.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -109,7 +109,7 @@ class Evaluator:
             samples = self._samples[start : start + SAMPLES_PER_REQUEST]
             yield make_batch([sample for sample, _ in samples]), self._payload(start, samples)
 
-    def _payload(self, start: int, samples: list[tuple[Sample, tuple[str, int]]]) -> Payload:
+    def _payload(self, start: int, samples: Sequence[tuple[Sample, tuple[str, int]]]) -> Payload:
         known = self._remembered.get(start)
         if known is None:
             request = self._asking.request([sample for sample, _ in samples], [place for _, place in samples])

@@ -1,4 +1,4 @@
-"""Evaluates a finished student on a corpus: beside a teacher or by itself.
+"""Evaluates a finished student on a corpus: beside a teacher, live or from a store, or by itself.
 
 The figures are those of the trainer's own evaluation, by the same code over the same samples: an export in the dtype
 that it was trained in has them to the bit. Knows nothing of command lines; who answers is handed in.
@@ -14,19 +14,29 @@ import torch
 
 from stillhouse.asking import Asking
 from stillhouse.cli.named_tokenizer import open_tokenizer
-from stillhouse.data import DataSpec, PackedDataset, Prepared, prepare
+from stillhouse.data import DataSpec, prepare
 from stillhouse.encoding_text import format_encoding
 from stillhouse.encodings import Encoding, Hidden
 from stillhouse.errors import ConfigurationError, RequestTooLongError
-from stillhouse.kd.divergences import Divergence
+from stillhouse.kd.divergences import FORWARD_KL, Divergence
 from stillhouse.models import pick_device
 from stillhouse.payloads import OutputHead
 from stillhouse.providers import TeacherLogitsProvider
 from stillhouse.request import TeacherDescription
+from stillhouse.store.teacher import StoreTeacher
 from stillhouse.version import __version__
 from stillhouse.vocabulary import check_token_ids, shared_vocabulary, tokenizer_tokens
+from student_worker.corpus import Corpus, Samples, prepared_corpus, stored_corpus
 from student_worker.evaluation.evaluate import Evaluator
 from student_worker.evaluation.plain import evaluate_alone, nothing_to_predict
+from student_worker.planning.stored import (
+    check_size,
+    check_tokenizer,
+    check_whole,
+    compare_data,
+    eval_temperature,
+    stored_eval_encoding,
+)
 from student_worker.recipe.encoding_choice import choose_encoding
 from student_worker.students.base import Student
 from student_worker.students.causal_lm import CausalLMStudent
@@ -37,11 +47,13 @@ from student_worker.verbs.open_model import open_model
 class Question:
     """What is to be evaluated, on what; `part` None is what is held out, else all there is.
 
+    Without `data` the text is that of the samples in `stored`, which answers for its teacher.
     `objective` is a run's: alpha and the divergence that 1 - alpha weighs. Without one no `loss` is told.
     """
 
     student: str
-    data: DataSpec
+    data: DataSpec | None
+    stored: StoreTeacher | None = None
     revision: str | None = None
     part: Literal["train", "held_out"] | None = None
     tokenizer: str | None = None
@@ -52,10 +64,14 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Teacher:
-    """Who answers: a live service, or whatever else gives a `TeacherLogitsProvider`, and what it says of itself."""
+    """Who answers: a live service, or whatever else gives a `TeacherLogitsProvider`, and what it says of itself.
+
+    `is_live`: whether it can be asked for more than a store holds.
+    """
 
     provider: TeacherLogitsProvider
     description: TeacherDescription
+    is_live: bool = True
 
 
 def evaluate_student(question: Question, teacher: Teacher | None) -> dict[str, Any]:
@@ -71,14 +87,16 @@ def evaluate_student(question: Question, teacher: Teacher | None) -> dict[str, A
     name = _of_a_run_its_export(question.student)
     tokenizer = open_tokenizer(question.tokenizer or name, None if question.tokenizer else question.revision)
     tokens = tokenizer_tokens(tokenizer)
+    if question.stored is not None:
+        check_tokenizer(tokenizer, question.stored.store)
     size = len(tokens)
     if teacher is not None:
-        size = _check_teacher(question, teacher.description, tokens)
-    prepared = prepare(question.data, tokenizer)
-    samples = _choose_part(prepared, question.part)
+        size = _check_teacher(question, teacher, tokens)
+    corpus = _open_corpus(question, tokenizer, has_teacher=teacher is not None and teacher.is_live)
+    samples = _choose_part(corpus, question.part)
     student = _open_student(name, question.revision, device, tokenizer)
     size = min(size, student.vocabulary_size)
-    check_token_ids(prepared.manifest.max_token_id, size)
+    check_token_ids(samples.max_token_id, size)
     report: dict[str, Any] = {
         "version": __version__,
         "student": question.student,
@@ -86,7 +104,7 @@ def evaluate_student(question: Question, teacher: Teacher | None) -> dict[str, A
         "teacher": teacher.description.model if teacher else None,
         "teacher_weights": teacher.description.weights_fingerprint if teacher else None,
         "data": {
-            "sources": list(question.data.sources),
+            "sources": _sources(question),
             "part": samples.name,
             "samples": len(samples),
             "tokens": samples.part.num_tokens,
@@ -98,24 +116,26 @@ def evaluate_student(question: Question, teacher: Teacher | None) -> dict[str, A
     }
     if teacher is None:
         return {**report, "figures": evaluate_alone(student, samples, size).as_json()}
-    encoding = choose_encoding("eval_encoding", question.encoding, teacher.description, size)
-    figures = _beside_teacher(student, samples, size, teacher, encoding, question.objective)
+    encoding = _choose_encoding(question, teacher, size)
+    asking = Asking(
+        encoding, eval_temperature(question.stored, encoding), size, teacher.description.fingerprint, "bypass"
+    )
+    figures = _beside_teacher(student, samples, teacher, asking, question.objective)
     return {**report, "encoding": format_encoding(encoding), "figures": figures}
 
 
 def _beside_teacher(
     student: Student,
-    samples: PackedDataset,
-    size: int,
+    samples: Samples,
     teacher: Teacher,
-    encoding: Encoding,
+    asking: Asking,
     objective: tuple[float, Divergence] | None,
 ) -> dict[str, Any]:
     head: OutputHead | None = None
-    if isinstance(encoding, Hidden):
+    if isinstance(asking.encoding, Hidden):
         head = teacher.provider.output_head().to(dtype=torch.float32, device=student.device)
-    asking = Asking(encoding, 1.0, size, teacher.description.fingerprint, "bypass")
-    evaluator = Evaluator(samples, teacher.provider.answer, asking, 0, head, *(objective or ()))
+    alpha, divergence = objective or (0.0, FORWARD_KL)
+    evaluator = Evaluator(samples, teacher.provider.answer, asking, 0, head, alpha, divergence, part=samples.name)
     evaluation = evaluator.evaluate(student)
     if evaluation is None:
         raise nothing_to_predict(samples)
@@ -125,17 +145,46 @@ def _beside_teacher(
     return figures
 
 
-def _check_teacher(question: Question, teacher: TeacherDescription, tokens: tuple[str, ...]) -> int:
+def _check_teacher(question: Question, teacher: Teacher, tokens: tuple[str, ...]) -> int:
     """Refuse, before any weight is loaded, what no evaluation could be made of; return N."""
-    choose_encoding("eval_encoding", question.encoding, teacher, teacher.vocabulary_size)
-    if question.data.block_size > teacher.limits.max_sequence_tokens:
+    told = teacher.description
+    stored = question.stored
+    _choose_encoding(question, teacher, told.vocabulary_size if stored is None else stored.vocabulary_size)
+    if teacher.is_live and question.data is not None and question.data.block_size > told.limits.max_sequence_tokens:
         raise RequestTooLongError(
             f"block_size {question.data.block_size} is over the teacher's limit of "
-            f"{teacher.limits.max_sequence_tokens} tokens a sequence; lower it"
+            f"{told.limits.max_sequence_tokens} tokens a sequence; lower it"
         )
-    if not teacher.tokens:
-        return min(len(tokens), teacher.vocabulary_size)
-    return shared_vocabulary(teacher.tokens, tokens, teacher_head_size=teacher.vocabulary_size)
+    if not told.tokens:
+        return min(len(tokens), told.vocabulary_size)
+    return shared_vocabulary(told.tokens, tokens, teacher_head_size=told.vocabulary_size)
+
+
+def _choose_encoding(question: Question, teacher: Teacher, vocabulary_size: int) -> Encoding:
+    if question.stored is not None:
+        held = stored_eval_encoding(question.encoding, question.stored, has_teacher=teacher.is_live)
+        if held is not None:
+            check_size(question.stored, vocabulary_size)
+            return held
+    return choose_encoding("eval_encoding", question.encoding, teacher.description, vocabulary_size)
+
+
+def _open_corpus(question: Question, tokenizer: Any, *, has_teacher: bool) -> Corpus:
+    if question.data is None:
+        if question.stored is None:
+            raise ConfigurationError("neither data nor a store is named: there is nothing to evaluate on")
+        check_whole(question.stored.store)
+        return stored_corpus(question.stored.store)
+    prepared = prepare(question.data, tokenizer)
+    if question.stored is not None:
+        compare_data(prepared, question.stored.store, has_teacher=has_teacher)
+    return prepared_corpus(prepared)
+
+
+def _sources(question: Question) -> list[str]:
+    if question.data is not None:
+        return list(question.data.sources)
+    return [question.stored.store.address] if question.stored is not None else []
 
 
 def _of_a_run_its_export(name: str) -> str:
@@ -152,12 +201,12 @@ def _open_student(name: str, revision: str | None, device: torch.device, tokeniz
     return CausalLMStudent(model, tokenizer)
 
 
-def _choose_part(prepared: Prepared, part: Literal["train", "held_out"] | None) -> PackedDataset:
-    if part == "held_out" and prepared.held_out is None:
+def _choose_part(corpus: Corpus, part: Literal["train", "held_out"] | None) -> Samples:
+    if part == "held_out" and corpus.held_out is None:
         raise ConfigurationError(
             "part held_out: nothing is held out; give held_out_fraction, held_out_samples or held_out_sources, "
             "or evaluate on all by dropping --part"
         )
-    if part == "train" or prepared.held_out is None:
-        return prepared.train
-    return prepared.held_out
+    if part == "train" or corpus.held_out is None:
+        return corpus.train
+    return corpus.held_out

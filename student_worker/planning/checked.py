@@ -18,9 +18,10 @@ from student_worker.corpus import Corpus, prepared_corpus, stored_corpus
 from student_worker.planning.model_size import ModelSize
 from student_worker.planning.sketch import Sketch, sketch_student, sketch_teacher
 from student_worker.planning.stored import (
-    check_same_data,
+    check_size,
     check_stored,
     check_tokenizer,
+    compare_data,
     eval_temperature,
     stored_eval_encoding,
 )
@@ -136,14 +137,10 @@ def _choose_encodings(
     if stored is None:
         encoding = choose_encoding("encoding", recipe.encoding, teacher, vocabulary_size)
         return encoding, choose_encoding("eval_encoding", recipe.eval_encoding, teacher, vocabulary_size)
-    if words := stored.difference(stored.encoding, stored.temperature, vocabulary_size):
-        raise ConfigurationError(
-            f"the store {stored.store.address} does not fit: {words}; capture for this student, or take a store of "
-            "hidden, which fits any"
-        )
+    check_size(stored, vocabulary_size)
     if recipe.teacher is not None:
         choose_encoding("encoding", format_encoding(stored.encoding), teacher, vocabulary_size)
-    held = stored_eval_encoding(recipe, stored)
+    held = stored_eval_encoding(recipe.eval_encoding, stored, has_teacher=recipe.teacher is not None)
     return stored.encoding, held or choose_encoding("eval_encoding", recipe.eval_encoding, teacher, vocabulary_size)
 
 
@@ -152,5 +149,5 @@ def _open_corpus(recipe: Recipe, tokenizer: Any, stored: StoreTeacher | None) ->
         return stored_corpus(stored.store)
     prepared = prepare(recipe.data, tokenizer)
     if stored is not None:
-        check_same_data(recipe, prepared, stored.store)
+        compare_data(prepared, stored.store, has_teacher=recipe.teacher is not None)
     return prepared_corpus(prepared)

@@ -53,7 +53,20 @@ def check_stored(recipe: Recipe, stored: StoreTeacher) -> None:
     if recipe.reads_store:
         _check_samples(recipe, store)
     elif recipe.data.block_size != store.train.block_size:
-        raise _other_blocks(recipe, store)
+        raise other_blocks(recipe.data.block_size, store)
+
+
+def check_size(stored: StoreTeacher, vocabulary_size: int) -> None:
+    """See that a store's answers cover the ids that student and teacher share.
+
+    Raises:
+        ConfigurationError: they cover others.
+    """
+    if words := stored.difference(stored.encoding, stored.temperature, vocabulary_size):
+        raise ConfigurationError(
+            f"the store {stored.store.address} does not fit: {words}; capture for this student, or take a store of "
+            "hidden, which fits any"
+        )
 
 
 def check_tokenizer(tokenizer: Any, store: Store) -> None:
@@ -73,19 +86,21 @@ def check_tokenizer(tokenizer: Any, store: Store) -> None:
         )
 
 
-def check_same_data(recipe: Recipe, prepared: Prepared, store: Store) -> None:
+def compare_data(prepared: Prepared, store: Store, *, has_teacher: bool) -> None:
     """Compare a store with the sources that are named beside it.
 
     Raises:
         ConfigurationError: they are others, and no teacher is there to answer about them.
     """
+    if prepared.train.block_size != store.train.block_size:
+        raise other_blocks(prepared.train.block_size, store)
     for ours, theirs in ((prepared.train, store.train), (prepared.held_out, store.held_out)):
         if ours is None or (theirs is not None and ours.fingerprint == theirs.fingerprint):
             continue
         name = ours.name.replace("_", "-")
         found = "and the store has none" if theirs is None else f"and that of the store's {theirs.fingerprint}"
         words = f"the fingerprint of the {name} part of data.sources is {ours.fingerprint}, {found}"
-        if recipe.teacher is None:
+        if not has_teacher:
             raise ConfigurationError(
                 f"the store {store.address} was made of other data: {words}; drop data, and so train on the store's "
                 "own samples, or name a teacher for what is missing"
@@ -93,17 +108,16 @@ def check_same_data(recipe: Recipe, prepared: Prepared, store: Store) -> None:
         _log.warning("store_is_of_other_data", reason=words, remedy="the teacher is asked for all that differs")
 
 
-def stored_eval_encoding(recipe: Recipe, stored: StoreTeacher) -> Encoding | None:
-    """Return what the store answers with about the held-out part, None where the teacher at work is to be asked.
+def stored_eval_encoding(text: str, stored: StoreTeacher, *, has_teacher: bool) -> Encoding | None:
+    """Return what a store answers with about the text that is evaluated on, None where the teacher at work is asked.
 
     Raises:
-        ConfigurationError: the recipe asks for another, and there is no teacher.
+        ConfigurationError: another is asked for, and there is no teacher.
     """
-    text = recipe.eval_encoding
     if _asked(text, stored.encoding) == stored.encoding:
         has_part = stored.store.held_out is not None
-        return stored.encoding if has_part or recipe.teacher is None or text != AUTO else None
-    if recipe.teacher is None:
+        return stored.encoding if has_part or not has_teacher or text != AUTO else None
+    if not has_teacher:
         raise ConfigurationError(
             f"eval_encoding {text} is asked for, and the store {stored.store.address} holds "
             f"{format_encoding(stored.encoding)}; drop it, or name a teacher"
@@ -124,15 +138,25 @@ def eval_temperature(stored: StoreTeacher | None, encoding: Encoding) -> float:
     return stored.temperature
 
 
+def check_whole(store: Store) -> None:
+    """See that a store holds all of its samples, which are to be read from it.
+
+    Raises:
+        ConfigurationError: it is one share of several.
+    """
+    if not store.manifest.is_whole:
+        index, count = store.manifest.share
+        raise ConfigurationError(
+            f"the store {store.address} holds share {index}/{count} of its samples: name their sources (data), or join "
+            "the shares by `stillhouse store merge`"
+        )
+
+
 def _check_samples(recipe: Recipe, store: Store) -> None:
     """Check a store whose own samples are trained on."""
-    if not store.manifest.is_whole:
-        raise ConfigurationError(
-            f"the store {store.address} does not hold all of its samples: name their sources (data.sources), or finish "
-            "and merge it"
-        )
+    check_whole(store)
     if "block_size" in recipe.data.model_fields_set and recipe.data.block_size != store.train.block_size:
-        raise _other_blocks(recipe, store)
+        raise other_blocks(recipe.data.block_size, store)
     if store.held_out is None and (unused := given_of(recipe, HELD_OUT_KEYS)):
         raise ConfigurationError(
             f"{unused[0]} has no effect: the store {store.address} has no held-out part; drop it, or capture with one"
@@ -143,10 +167,11 @@ def _asked(text: str, stored: Encoding) -> Encoding:
     return stored if text == AUTO else parse_encoding(text)
 
 
-def _other_blocks(recipe: Recipe, store: Store) -> ConfigurationError:
+def other_blocks(block_size: int, store: Store) -> ConfigurationError:
+    """Return the error of a store that was packed otherwise."""
     return ConfigurationError(
         f"the store {store.address} was packed otherwise: into blocks of {store.train.block_size} tokens, and "
-        f"data.block_size is {recipe.data.block_size}; give {store.train.block_size}, or capture with the other"
+        f"data.block_size is {block_size}; give {store.train.block_size}, or capture with the other"
     )
 
 

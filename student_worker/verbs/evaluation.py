@@ -1,4 +1,4 @@
-"""`stillhouse eval STUDENT`: how good a student is, beside its teacher or by itself.
+"""`stillhouse eval STUDENT`: how good a student is, beside its teacher, live or from a store, or by itself.
 
 The corpus comes from the same flags as in training, or from a recipe. Nothing heavy is imported until the verb runs.
 """
@@ -9,6 +9,7 @@ import inspect
 import json
 import os
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -20,6 +21,9 @@ from stillhouse.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from stillhouse.client import TeacherClient
+    from stillhouse.data.spec import DataSpec
+    from stillhouse.store.teacher import StoreTeacher
+    from student_worker.evaluation.student import Teacher
     from student_worker.recipe.schema import Recipe
 
 TOKEN_VARIABLES = ("STILLHOUSE_TEACHER_TOKEN", "STUDENT_TEACHER_TOKEN")
@@ -32,9 +36,15 @@ def _evaluate(
     ],
     *,
     teacher: Annotated[str | None, typer.Option(help="The teacher's gRPC address; none: plain perplexity.")] = None,
+    store: Annotated[
+        str | None,
+        typer.Option(help="A store of the teacher's answers, instead of a teacher or before it; data is then its own."),
+    ] = None,
     recipe: Annotated[
         Path | None,
-        typer.Option(help="Take teacher, data and tokenizer from this recipe, and evaluate on its held-out part."),
+        typer.Option(
+            help="Take teacher, store, data and tokenizer from this recipe, and evaluate on its held-out part."
+        ),
     ] = None,
     no_teacher: Annotated[
         bool, typer.Option("--no-teacher", help="Plain perplexity, whatever the recipe says.")
@@ -64,7 +74,7 @@ def _evaluate(
     from stillhouse.logs import configure_logging
     from stillhouse.models import silence_transformers
     from student_worker.elastic.threads import settle_threads
-    from student_worker.evaluation.student import Question, Teacher, evaluate_student
+    from student_worker.evaluation.student import Question, evaluate_student
     from student_worker.evaluation.table import print_report
 
     if json_file is not None and not json_file.absolute().parent.is_dir():
@@ -72,11 +82,14 @@ def _evaluate(
     loaded = _load(recipe, data)
     if no_teacher and teacher is not None:
         raise ConfigurationError("--teacher and --no-teacher are both given; drop one")
-    address = None if no_teacher else teacher or (loaded.teacher if loaded else None)
+    # A store that is named here stands in the place of the recipe's teacher.
+    from_recipe = loaded.teacher if loaded is not None and store is None else None
+    address = None if no_teacher else teacher or from_recipe
+    stored = _open_store(store or (loaded.store if loaded else None), is_alone=address is None)
     given = {"--encoding": encoding, "--ca": ca, "--certificate": certificate, "--key": key}
     named = [flag for flag, value in given.items() if value is not None]
-    if address is None and named:
-        raise ConfigurationError(f"{named[0]} has no effect without a teacher; name one by --teacher")
+    if address is None and named and not (named == ["--encoding"] and stored is not None and not no_teacher):
+        raise ConfigurationError(f"{named[-1]} has no effect without a teacher; name one by --teacher")
     configure_logging()
     silence_transformers()
     if loaded is not None:
@@ -84,21 +97,52 @@ def _evaluate(
     question = Question(
         student=student,
         revision=revision,
-        data=loaded.data if loaded else data_spec(data),
+        data=_data(loaded, data, from_store=stored is not None),
+        stored=stored,
         part=part,
         tokenizer=tokenizer or (loaded.tokenizer if loaded else None),
         encoding=encoding or (loaded.eval_encoding if loaded else "auto"),
         device=device or (loaded.device if loaded else "auto"),
         objective=(loaded.alpha, Divergence(loaded.loss, loaded.jsd_beta)) if loaded else None,
     )
-    if address is None:
-        report = evaluate_student(question, None)
-    else:
-        with _client(address, loaded, ca, certificate, key, timeout_seconds) as client:
-            report = evaluate_student(question, Teacher(client, client.describe(include_tokens=True)))
+    with ExitStack() as open_parts:
+        client = None
+        if address is not None:
+            client = open_parts.enter_context(_client(address, loaded, ca, certificate, key, timeout_seconds))
+        report = evaluate_student(question, None if no_teacher else _teacher(client, stored))
     print_report(report)
     if json_file is not None:
         json_file.write_text(json.dumps(report, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def _open_store(address: str | None, *, is_alone: bool) -> StoreTeacher | None:
+    if address is None:
+        return None
+    from stillhouse.store import open_store
+    from stillhouse.store.teacher import StoreTeacher
+
+    return StoreTeacher(open_store(address, allow_partial=not is_alone))
+
+
+def _data(recipe: Recipe | None, data: Mapping[str, Any], *, from_store: bool) -> DataSpec | None:
+    """Return the corpus that is named; None where the samples are a store's own."""
+    if recipe is not None:
+        return recipe.data if recipe.data.sources else None
+    return None if from_store and not data else data_spec(data)
+
+
+def _teacher(client: TeacherClient | None, stored: StoreTeacher | None) -> Teacher | None:
+    """Return who answers: a teacher at work, a store, or the store first."""
+    from stillhouse.store.teacher import StoreFirst, check_same_teacher
+    from student_worker.evaluation.student import Teacher
+
+    if client is None:
+        return None if stored is None else Teacher(stored, stored.describe(), is_live=False)
+    description = client.describe(include_tokens=True)
+    if stored is None:
+        return Teacher(client, description)
+    check_same_teacher(stored, description)
+    return Teacher(StoreFirst(stored, client), description)
 
 
 def _load(recipe: Path | None, data: Mapping[str, Any]) -> Recipe | None:
