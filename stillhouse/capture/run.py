@@ -165,21 +165,17 @@ class _Capture:
         return check_capture(self._settings, self._corpus_of(description.model), description)
 
     def _say_before(self, checked: Checked, writer: StoreWriter | None, teacher: PatientTeacher) -> None:
-        settings, plan = self._settings, checked.plan
+        settings = self._settings
         left: dict[PackedDataset, int] = {}
-        first: tuple[PackedDataset, Iterator[int]] | None = None
         for dataset in checked.datasets:
-            shards = plan.shards_of(dataset.name, settings.part)
-            everything = (index for shard in shards for index in plan.samples_of(dataset.name, shard))
-            if writer is None:
-                left[dataset] = sum(len(plan.samples_of(dataset.name, shard)) for shard in shards)
-            else:
-                left[dataset] = writer.num_samples(dataset.name) - writer.num_done(dataset.name)
-            if left[dataset] and first is None:
-                first = dataset, writer.missing(dataset.name) if writer else everything
-        if first is None:
+            shards = checked.plan.shards_of(dataset.name, settings.part)
+            count = sum(len(checked.plan.samples_of(dataset.name, shard)) for shard in shards)
+            left[dataset] = count - (writer.num_done(dataset.name) if writer else 0)
+        some = next((dataset for dataset, count in left.items() if count), None)
+        if some is None:
             return  # what is left is to write the manifest
-        estimate = make_estimate(checked, left, take_probe(checked, *first, teacher.answer))
+        indices = writer.missing(some.name) if writer else _samples(checked, some, settings.part)
+        estimate = make_estimate(checked, left, take_probe(checked, some, indices, teacher.answer))
         free = free_disk(settings.output_dir)
         say_before(self._console, checked, settings.part, left, estimate, free)
         if not settings.dry_run:
@@ -216,6 +212,11 @@ class _Capture:
             raise Interrupted
         if self._own is not None:
             self._own.check()
+
+
+def _samples(checked: Checked, dataset: PackedDataset, share: tuple[int, int]) -> Iterator[int]:
+    for shard in checked.plan.shards_of(dataset.name, share):
+        yield from checked.plan.samples_of(dataset.name, shard)
 
 
 def _sizes(checked: Checked, writer: StoreWriter) -> Callable[[], tuple[int, float]]:
