@@ -104,8 +104,7 @@ def _check_derivable(store: Store, encoding: Encoding) -> None:
 
 
 def _write_shard(folder: Path, plan: StorePlan, part: PartName, number: int, store: Store, logits: _Logits) -> Shard:
-    with written_aside(folder / shard_name(part, number)) as file:
-        writer = ShardWriter(file, plan, part, number)
+    with written_aside(folder / shard_name(part, number)) as file, ShardWriter(file, plan, part, number) as writer:
         for index in plan.samples_of(part, number):
             row = store.part(part)[index]
             writer.add(row.sample, _answer(row, plan, logits))

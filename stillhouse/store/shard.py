@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, BinaryIO, Final
+from typing import Any, BinaryIO, Final, Self
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -44,7 +44,10 @@ def shard_schema(plan: StorePlan) -> pa.Schema:
 
 
 class ShardWriter:
-    """Writes the samples of one shard, in order, into a binary file; `finish` says what was written."""
+    """Writes the samples of one shard, in order, into a binary file; `finish` says what was written.
+
+    Used in `with`, so that what fails on the way lets go of the file.
+    """
 
     def __init__(self, file: BinaryIO, plan: StorePlan, part: PartName, number: int) -> None:
         self._plan = plan
@@ -66,6 +69,13 @@ class ShardWriter:
             }
         )
         self._parquet = pq.ParquetWriter(pa.PythonFile(self._file, mode="w"), self._schema, **_settings(schema))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.stop()
+        self._parquet.close()
 
     def add(self, sample: Sample, payload: Payload) -> None:
         """Take the next sample of the shard."""
@@ -133,9 +143,16 @@ class _Hashed:
         self._hash = hashlib.blake2b(digest_size=16)
         self.num_bytes = 0
         self.closed = False
+        self._is_stopped = False
+
+    def stop(self) -> None:
+        """Take what is written from now on without keeping it: an end that nobody wants any more."""
+        self._is_stopped = True
 
     def write(self, data: Any) -> int:
         view = memoryview(data).cast("B")
+        if self._is_stopped:
+            return len(view)
         self._hash.update(view)
         self._file.write(view)
         self.num_bytes += len(view)

@@ -178,7 +178,7 @@ def _check_askable(store: Store, teacher: TeacherLogitsProvider) -> None:
             f"but this teacher is {asked.model} with {asked.fingerprint}: its weights or settings differ"
         )
     source = plan.derived_from and parse_encoding(plan.derived_from)
-    if isinstance(source, Dense | Hidden) and (isinstance(source, Hidden) or source.value_type != "float32"):
+    if isinstance(source, Dense | Hidden) and source.value_type != "float32":
         raise StoreError(
             f"{store.address} was derived from {plan.derived_from} answers, whose rounding stands in it: no teacher "
             "gives the same bytes; verify it without a teacher"

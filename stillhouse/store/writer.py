@@ -274,11 +274,11 @@ class StoreWriter:
 
     def _lock(self) -> None:
         lock = FileLock(self._partial / "lock", timeout=0)
-        try:
-            with writing(self._partial):
+        with writing(self._partial):
+            try:
                 lock.acquire()
-        except Timeout:
-            raise StoreError(f"{self.folder} is being filled by another process; wait for it, or stop it") from None
+            except Timeout:
+                raise StoreError(f"{self.folder} is being filled by another process; wait for it, or stop it") from None
         self._file_lock = lock
 
     def _require_open(self) -> None:
@@ -333,8 +333,7 @@ class StoreWriter:
         journal = self._journals[part, number]
         place = self.folder / shard_name(part, number)
         try:
-            with written_aside(place) as file:
-                shard_writer = ShardWriter(file, self.plan, part, number)
+            with written_aside(place) as file, ShardWriter(file, self.plan, part, number) as shard_writer:
                 for index in self.plan.samples_of(part, number):
                     shard_writer.add(*journal.read(index))
                 shard = shard_writer.finish()
