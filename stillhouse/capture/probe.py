@@ -25,7 +25,7 @@ from stillhouse.request import LogitsRequest
 from stillhouse.store.columns import SAMPLE_COLUMNS
 from stillhouse.store.shard import ShardWriter
 
-PROBE_TOKENS = 2048
+PROBE_TOKENS = 1024
 """Asked about at most, besides one sample to warm up with: seconds on a processor, nothing on a GPU."""
 
 JOURNAL_BYTES_PER_TOKEN = 9
