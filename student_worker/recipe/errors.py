@@ -37,7 +37,8 @@ def explain(error: ValidationError, keys: Mapping[str, Key]) -> str:
             lines.append(f"{key}: unknown key{suggestion(place, keys)}")
         elif problem["type"] == "missing":
             flag = next((known.name for known in keys.values() if list(known.path) == place), place[-1])
-            lines.append(f"{key}: missing; give it in the recipe or as --{flag.replace('_', '-')}")
+            beside = ", or a store by --store" if key in ("teacher", "data") else ""
+            lines.append(f"{key}: missing; give it in the recipe or as --{flag.replace('_', '-')}{beside}")
         else:
             message = _PLAINER.get(problem["type"], problem["msg"].removeprefix("Value error, "))
             says_it = isinstance(problem["input"], dict) or repr(problem["input"]) in message
