@@ -11,7 +11,7 @@ import pytest
 from tests.e2e.capture_run import ONE_BY_ONE, CaptureRun, files, fixture_teacher, write_corpus
 from tests.torture.students.test_full_disk import SmallDisk
 
-ROOM = 16 * 2**20
+ROOM = 32 * 2**20
 
 
 @pytest.fixture
