@@ -108,4 +108,6 @@ class CaptureProgress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if error is None and self.console.is_terminal:
+            self._tell(time.monotonic())
         self._bar.stop()

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import trustme
 
 from stillhouse import TeacherClient, open_store
 from stillhouse.codec import encode_payload
@@ -203,15 +204,26 @@ def test_a_teacher_in_throughput_mode_is_refused_unless_it_is_asked_for(
     store.close()
 
 
-def test_a_token_is_read_from_the_environment_alone(
-    tiny_llama_folder: Path, capture: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_tls_and_a_token_are_given_as_training_takes_them(
+    tiny_llama_folder: Path,
+    capture: Capture,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    leaf = authority.issue_cert("127.0.0.1")
+    leaf.cert_chain_pems[0].write_to_path(tmp_path / "teacher.crt")
+    leaf.private_key_pem.write_to_path(tmp_path / "teacher.key")
     (tmp_path / "tokens").write_text("capturer 0123456789abcdef\n")
-    flags = (*DETERMINISTIC, "--tokens-file", str(tmp_path / "tokens"))
+    flags = (*DETERMINISTIC, "--tokens-file", str(tmp_path / "tokens"), "--plain-port", "0")
+    flags += ("--tls-certificate", str(tmp_path / "teacher.crt"), "--tls-key", str(tmp_path / "teacher.key"))
     with serving(tmp_path / "service", tiny_llama_folder, *flags) as service:
-        assert capture(tmp_path / "store", teacher=service.grpc) == 2
+        assert capture(tmp_path / "store", teacher=service.grpc, teacher_ca=tmp_path / "ca.pem") == 2
+        assert "token" in capsys.readouterr().err
         monkeypatch.setenv("CAPTURE_TEACHER_TOKEN", "0123456789abcdef")
-        assert capture(tmp_path / "store", teacher=service.grpc) == 0
+        assert capture(tmp_path / "store", teacher=service.grpc, teacher_ca=tmp_path / "ca.pem") == 0
 
 
 def test_a_dry_run_says_what_it_would_take_and_writes_nothing(
