@@ -26,7 +26,16 @@ def write_tokens(folder: Path, tokens: SequenceOf[str]) -> None:
     """Write a tokenizer's tokens, in the order of their ids."""
     table = pa.table({"token": pa.array(tokens, pa.string())})
     with written_aside(folder / TOKENS) as file:
-        pq.write_table(table, file, compression="zstd", write_statistics=False, store_schema=False)
+        pq.write_table(
+            table,
+            file,
+            compression="zstd",
+            compression_level=19,
+            use_dictionary=False,
+            column_encoding={"token": "DELTA_LENGTH_BYTE_ARRAY"},
+            write_statistics=False,
+            store_schema=False,
+        )
 
 
 def read_tokens(files: StoreFiles) -> tuple[str, ...]:

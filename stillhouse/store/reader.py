@@ -161,8 +161,7 @@ class StorePart:
         self.max_token_id = plan.max_token_id
         self.block_size = plan.block_size
         self._held = plan.shards_of(name, store.manifest.share)
-        answers = shard_schema(plan).names[len(SAMPLE_COLUMNS) :]
-        self._columns = {"sample": SAMPLE_COLUMNS, "payload": ("sample_index", *answers)}
+        self._columns = tuple(shard_schema(plan).names)
 
     def __len__(self) -> int:
         return self.part.num_samples
@@ -184,10 +183,9 @@ class StorePart:
             StoreError: it is in another share, or its shard is missing or altered.
         """
         index = self._checked(index)
-        sample = self.sample(index)
-        payload = self._payload(index)
-        self._faults(index, check_row, self._plan, sample, payload)
-        return StoredSample(sample.token_ids, sample.labels, sample.mask, sample.segment_lengths, payload)
+        columns, row = self._store.columns(self.name, index, self._columns)
+        found: StoredSample = self._faults(index, self._row, columns, row)
+        return found
 
     def __iter__(self) -> Iterator[StoredSample]:
         return (self[index] for index in range(len(self)) if self.has(index))
@@ -199,7 +197,7 @@ class StorePart:
             IndexError, StoreError: as `[index]` does.
         """
         index = self._checked(index)
-        columns, row = self._store.columns(self.name, index, self._columns["sample"])
+        columns, row = self._store.columns(self.name, index, SAMPLE_COLUMNS)
         sample: Sample = self._faults(index, columns.sample, row)
         return sample
 
@@ -220,17 +218,14 @@ class StorePart:
             lengths[-1] = shard.tokens - (shard.samples - 1) * self.block_size
         return lengths
 
-    def _payload(self, index: int) -> Payload:
-        columns, row = self._store.columns(self.name, index, self._columns["payload"])
-        payload: Payload = self._faults(
-            index,
-            columns.payload,
-            row,
-            self._store.encoding,
-            temperature=self._plan.temperature,
-            vocabulary_size=self._plan.vocabulary_size,
+    def _row(self, columns: Columns, row: int) -> StoredSample:
+        sample = columns.sample(row)
+        plan = self._plan
+        payload = columns.payload(
+            row, self._store.encoding, temperature=plan.temperature, vocabulary_size=plan.vocabulary_size
         )
-        return payload
+        check_row(plan, sample, payload)
+        return StoredSample(sample.token_ids, sample.labels, sample.mask, sample.segment_lengths, payload)
 
     def _checked(self, index: int) -> int:
         if not -len(self) <= index < len(self):
@@ -241,9 +236,9 @@ class StorePart:
             raise StoreError(f"{self._store.address} holds share {share}, without sample {index} of {self.name}")
         return index
 
-    def _faults(self, index: int, call: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+    def _faults(self, index: int, call: Callable[..., Any], *arguments: Any) -> Any:
         try:
-            return call(*arguments, **named)
+            return call(*arguments)
         except (StoreError, CodecError, ValueError, IndexError, RuntimeError) as error:
             name = shard_name(self.name, index // self._plan.samples_per_shard)
             raise StoreError(

@@ -42,7 +42,7 @@ def rewrite(store: Path, change: Callable[[dict[str, Any]], object]) -> None:
 def test_no_folder_no_store_and_an_unfinished_one_are_told_apart(store: Path, tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="no such folder"):
         open_store(tmp_path / "nowhere")
-    with pytest.raises(StoreError, match="is no store: it has no manifest.json"):
+    with pytest.raises(StoreError, match=r"is no store: it has no manifest.json"):
         open_store(tmp_path)
     (store / "manifest.json").rename(store / "capture.json")
     with pytest.raises(StoreError, match="a capture that is not at its end"):
