@@ -1,0 +1,137 @@
+"""The trainer's own loop over a small student, for measuring: what stands around it is the caller's."""
+
+from __future__ import annotations
+
+import tempfile
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+from stillhouse.asking import Asking
+from stillhouse.data import Order, Sample
+from stillhouse.providers import TeacherLogitsProvider
+from student_worker.cadence import Cadence
+from student_worker.callbacks import Callback, RunView, StepRecord
+from student_worker.corpus import Samples
+from student_worker.elastic.group import SoloGroup
+from student_worker.elastic.reduction import gradient_sum
+from student_worker.optimizer import StudentOptimizer
+from student_worker.parts import Parts
+from student_worker.patience import PatientTeacher
+from student_worker.prefetch import Key, Piece, Prefetcher
+from student_worker.schedule import Schedule
+from student_worker.shard_step import Objective
+from student_worker.state import WorkerState
+from student_worker.steps import Steps
+from student_worker.students.causal_lm import CausalLMStudent
+from student_worker.trainer import Trainer
+
+BATCH, MICRO_SHARDS = 4, 2
+FIRST_STEPS = 2
+"""Not counted: before the first step there is no step behind which anything could be fetched."""
+
+
+@dataclass(frozen=True)
+class InMemory:
+    """The part of a `PackedDataset` that the trainer uses, in memory."""
+
+    samples: tuple[Sample, ...]
+    fingerprint: str = "memory"
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> Sample:
+        return self.samples[index]
+
+
+class _Waits(Callback):
+    """Remembers how long each step waited for the teacher."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+
+    def on_step_end(self, run: RunView, step: StepRecord) -> None:
+        """Remember it."""
+        del run
+        self.seconds.append(step.teacher_wait_seconds)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """Of the counted steps of one short run: the median duration of one, and how long each waited on average."""
+
+    step_seconds: float
+    waited_seconds: float
+
+
+def train(
+    student: CausalLMStudent,
+    samples: Samples,
+    teacher: TeacherLogitsProvider | None,
+    asking: Asking,
+    *,
+    prefetch_steps: int,
+    num_steps: int,
+) -> Trained:
+    """Train for so many steps; with no teacher, on cross-entropy alone."""
+    stopping = threading.Event()
+    steps = Steps(samples, Order(len(samples), 0, samples.fingerprint), BATCH, MICRO_SHARDS)
+
+    def piece(key: Key) -> Piece:
+        if teacher is None:
+            return Piece(None, 0)
+        step, shard = key
+        places = [("train", index) for index in steps.shard_ids(step)[shard]]
+        return Piece(asking.request(steps.shard(step, shard), places), 0)
+
+    asked: Any = PatientTeacher(teacher, 60.0, stopping) if teacher is not None else None
+    prefetcher = Prefetcher(asked, piece, max_bytes=2**30, stopping=stopping)
+    optimizer = StudentOptimizer(student.module)
+    state = WorkerState(student.module, optimizer, {})
+    waits = _Waits()
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = Trainer(
+            Parts(
+                student=student,
+                optimizer=optimizer,
+                state=state,
+                steps=steps,
+                prefetcher=prefetcher,
+                evaluator=None,
+                group=SoloGroup(state),
+                tree=gradient_sum("exact", MICRO_SHARDS, optimizer.num_parameters),
+                objective=Objective(asking.temperature, float(teacher is None), asking.vocabulary_size),
+                schedule=Schedule(1e-4, 0, num_steps, "constant"),
+                cadence=Cadence(num_steps, num_steps, 0, num_steps + 1),
+                view=RunView(Path(folder), "benchmark", 0, num_steps, is_first=True),
+                stopping=stopping,
+                callbacks=[waits],
+                prefetch_steps=prefetch_steps,
+            )
+        )
+        outcome = trainer.run()
+    prefetcher.close()
+    counted = waits.seconds[FIRST_STEPS:]
+    return Trained(median(outcome.step_seconds[FIRST_STEPS:]), sum(counted) / len(counted))
+
+
+def small_llama(vocabulary_size: int, *, hidden: int, layers: int) -> CausalLMStudent:
+    """Return a Llama with random weights, the same one each time, its head tied to its embeddings."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=vocabulary_size,
+        hidden_size=hidden,
+        intermediate_size=3 * hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=hidden // 32,
+        num_key_value_heads=hidden // 32,
+        tie_word_embeddings=True,
+    )
+    return CausalLMStudent(LlamaForCausalLM(config))
