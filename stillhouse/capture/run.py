@@ -111,12 +111,12 @@ class _Capture:
 
         # A folder of another command is refused before anything is asked; a new one is not made before all is known.
         writer = open_writer() if self.has_begun and not settings.dry_run else None
-        self._say_before(checked, writer, teacher)
+        about = self._say_before(checked, writer, teacher)
         if settings.dry_run:
             return EXIT_DONE
         writer = writer or open_writer()
         began = time.monotonic()
-        manifest = self._fill(checked, writer, teacher)
+        manifest = self._fill(checked, writer, teacher, about)
         say_done(self._console, str(settings.output_dir), manifest, before=False, seconds=time.monotonic() - began)
         return EXIT_DONE
 
@@ -164,7 +164,8 @@ class _Capture:
         check_teacher(self._settings, description)
         return check_capture(self._settings, self._corpus_of(description.model), description)
 
-    def _say_before(self, checked: Checked, writer: StoreWriter | None, teacher: PatientTeacher) -> None:
+    def _say_before(self, checked: Checked, writer: StoreWriter | None, teacher: PatientTeacher) -> float:
+        """Say what is left to do, and see that there is room; return about how many bytes a token takes."""
         settings = self._settings
         left: dict[PackedDataset, int] = {}
         for dataset in checked.datasets:
@@ -173,15 +174,16 @@ class _Capture:
             left[dataset] = count - (writer.num_done(dataset.name) if writer else 0)
         some = next((dataset for dataset, count in left.items() if count), None)
         if some is None:
-            return  # what is left is to write the manifest
+            return 0.0  # what is left is to write the manifest
         indices = writer.missing(some.name) if writer else _samples(checked, some, settings.part)
         estimate = make_estimate(checked, left, take_probe(checked, some, indices, teacher.answer))
         free = free_disk(settings.output_dir)
         say_before(self._console, checked, settings.part, left, estimate, free)
         if not settings.dry_run:
             check_disk(estimate, free, str(settings.output_dir))
+        return estimate.bytes_per_token
 
-    def _fill(self, checked: Checked, writer: StoreWriter, teacher: PatientTeacher) -> Manifest:
+    def _fill(self, checked: Checked, writer: StoreWriter, teacher: PatientTeacher, about: float) -> Manifest:
         datasets = checked.datasets
         total, done = (
             sum(count(dataset.name) * dataset.block_size for dataset in datasets)
@@ -196,7 +198,7 @@ class _Capture:
         )
         with (
             stop_on_signals(self._stopping),
-            CaptureProgress(self._bars, total, done, _sizes(checked, writer)) as progress,
+            CaptureProgress(self._bars, total, done, _sizes(checked, writer, about)) as progress,
         ):
             try:
                 for question, answer in answers(asked, teacher.answer, self._bounds, self._look):
@@ -219,14 +221,14 @@ def _samples(checked: Checked, dataset: PackedDataset, share: tuple[int, int]) -
         yield from checked.plan.samples_of(dataset.name, shard)
 
 
-def _sizes(checked: Checked, writer: StoreWriter) -> Callable[[], tuple[int, float]]:
-    """Return what says how much is on the disk, and what a token of a complete shard takes."""
+def _sizes(checked: Checked, writer: StoreWriter, about: float) -> Callable[[], tuple[int, float]]:
+    """Return what says how much is on the disk, and what a token of a complete shard takes, `about` without one."""
 
     def sizes() -> tuple[int, float]:
         shards = [path for dataset in checked.datasets for path in (writer.folder / dataset.name).glob("*.parquet")]
         tokens = sum(len(_samples_of(checked, path)) for path in shards) * checked.plan.block_size
         num_bytes = sum(path.stat().st_size for path in shards)
-        return folder_bytes(writer.folder), num_bytes / tokens if tokens else 0.0
+        return folder_bytes(writer.folder), num_bytes / tokens if tokens else about
 
     return sizes
 
