@@ -106,14 +106,13 @@ def check_teacher(settings: CaptureSettings, teacher: TeacherDescription) -> Non
 
 
 def check_capture(settings: CaptureSettings, corpus: Corpus, teacher: TeacherDescription) -> Checked:
-    """Return what is captured.
+    """Return what is captured, from a teacher that `check_teacher` has seen.
 
     Raises:
-        ConfigurationError: what `check_teacher` refuses.
+        ConfigurationError: a tokenizer that cannot be had, or an encoding that does not fit the shared vocabulary.
         VocabularyMismatchError: the corpus' tokenizer is not the teacher's.
         DataError: ids beyond the vocabulary that both share.
     """
-    check_teacher(settings, teacher)
     size = paired_vocabulary(teacher, corpus.tokenizer)
     prepared = corpus.prepared
     check_token_ids(prepared.manifest.max_token_id, size)

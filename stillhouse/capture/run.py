@@ -42,6 +42,9 @@ from stillhouse.store.files import CAPTURE, MANIFEST
 EXIT_START_AGAIN = 1
 """The teacher was away for longer than the capture waits: the same command goes on once it is back."""
 
+PROMPT_SECONDS = 10.0
+"""How soon a teacher must answer about a store that is complete: its word is welcome, and not waited for."""
+
 _log = structlog.get_logger(__name__)
 
 
@@ -97,7 +100,7 @@ class _Capture:
             _ = self._corpus_of(settings.model or str(settings.backend)).prepared  # its faults are told before a start
             flags = {name: getattr(settings, name) for name in OWN_TEACHER}
             self._own = self._open_parts.enter_context(own_teacher(flags))
-        client = self._client()
+        client = self._client(settings.request_timeout_seconds)
         teacher = PatientTeacher(client, settings.teacher_wait_seconds, self._stopping)
         description = teacher.call(lambda: client.describe(include_tokens=True))
         checked = self._check(description)
@@ -125,30 +128,31 @@ class _Capture:
         settings = self._settings
         with closing(open_store(settings.output_dir, allow_partial=True)) as store:
             # With another encoding the refusal should name both, not what the store has no answers for.
-            description = replace(store.describe(), encodings=get_args(Encoding))
+            description, head = replace(store.describe(), encodings=get_args(Encoding)), store.output_head()
         if settings.model not in (None, description.model):
             raise StoreError(
                 f"{settings.output_dir} holds the answers of {description.model}, not of {settings.model}; name "
                 "another folder"
             )
         if settings.teacher is not None:
-            client = self._client()
+            client = self._client(PROMPT_SECONDS)
             try:
                 description = client.describe(include_tokens=True)
             except AWAY:
                 _log.info("teacher_not_asked", reason="it is away, and the store is complete")
         checked = self._check(description)
-        writer = self._open_parts.enter_context(StoreWriter(settings.output_dir, checked.plan, settings.part))
+        writer = StoreWriter(settings.output_dir, checked.plan, settings.part, output_head=head)
+        self._open_parts.enter_context(writer)
         say_done(self._console, str(settings.output_dir), writer.finish(), before=True)
         return EXIT_DONE
 
-    def _client(self) -> TeacherClient:
+    def _client(self, timeout_seconds: float) -> TeacherClient:
         settings, own = self._settings, self._own
         token = settings.teacher_token.get_secret_value() if settings.teacher_token else None
         client = TeacherClient(
             own.address if own else str(settings.teacher),
             token=own.token if own else token,
-            timeout_seconds=settings.request_timeout_seconds,
+            timeout_seconds=timeout_seconds,
             max_attempts=CLIENT_ATTEMPTS,
             credentials=channel_credentials(settings.teacher_ca, settings.teacher_certificate, settings.teacher_key),
         )

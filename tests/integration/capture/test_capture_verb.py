@@ -105,16 +105,18 @@ def test_how_requests_are_cut_changes_no_byte(capture: Capture, tmp_path: Path) 
     assert not (tmp_path / "one" / "capture.json").exists()
 
 
+@pytest.mark.parametrize("encoding", ["sampled:50", "hidden"])
 def test_a_finished_capture_run_again_says_so_and_touches_nothing(
-    capture: Capture, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    encoding: str, capture: Capture, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert capture(tmp_path / "store") == 0
+    assert capture(tmp_path / "store", encoding=encoding) == 0
     before = files(tmp_path / "store")
     capsys.readouterr()
-    assert capture(tmp_path / "store") == 0
+    assert capture(tmp_path / "store", encoding=encoding) == 0
     assert "was complete before" in capsys.readouterr().out
     # With nobody to ask, too: a job that is started again after its end must not fail for that.
-    assert capture(tmp_path / "store", teacher="127.0.0.1:1", tokenizer=_tokenizer(tmp_path / "store")) == 0
+    tokenizer = _tokenizer(tmp_path / "store")
+    assert capture(tmp_path / "store", encoding=encoding, teacher="127.0.0.1:1", tokenizer=tokenizer) == 0
     assert files(tmp_path / "store") == before
 
 
