@@ -306,8 +306,8 @@ def test_the_plan_and_the_evaluation_of_a_student_work_from_a_store(
     assert told["held_out_samples"] == 6
     assert not (tmp_path / "planned").exists()
     export = live("hidden") / "export"
-    asked = ("--data", corpus / "notes.txt", "--data", corpus / "talks.jsonl", "--text-separator", r"\n\n")
-    asked = (*asked, "--block-size", "32", "--held-out-samples", "6")
+    asked: list[str | Path] = ["--data", corpus / "notes.txt", "--data", corpus / "talks.jsonl"]
+    asked += ["--text-separator", r"\n\n", "--block-size", "32", "--held-out-samples", "6"]
     words = (export, *asked, "--teacher", steady_teacher, "--encoding", "hidden")
     theirs = evaluated(tmp_path / "live.json", *words)["figures"]
     assert evaluated(tmp_path / "stored.json", export, "--store", store)["figures"] == theirs

@@ -12,10 +12,10 @@ from student_worker.recipe.sources import load_recipe, load_with_origins
 from student_worker.recipe.text import canonical
 
 FLAGS = {"store": "stores/first", "output_dir": "runs/x", "keep_layers": "0-2"}
-BESIDE = {"teacher": "127.0.0.1:8001", "data": ["notes.txt"]}
+BESIDE: dict[str, Any] = {"teacher": "127.0.0.1:8001", "data": ["notes.txt"]}
 
 
-def load(environment: dict[str, str] | None = None, **flags: Any) -> Recipe:
+def load(environment: Any = None, **flags: Any) -> Recipe:
     return load_recipe(None, {**FLAGS, **flags}, environment or {})
 
 
@@ -37,8 +37,6 @@ def test_the_hash_is_that_of_a_live_run() -> None:
     ("key", "value"),
     [
         ("teacher_ca", "ca.pem"),
-        ("teacher_certificate", "own.pem"),
-        ("teacher_key", "own.key"),
         ("teacher_wait_seconds", "5"),
         ("request_timeout_seconds", "5"),
     ],
@@ -49,7 +47,9 @@ def test_keys_of_a_live_teacher_have_no_effect_with_a_store_alone(key: str, valu
     load(**{key: value}, **BESIDE)
 
 
-def test_a_token_is_refused_too() -> None:
+def test_a_certificate_and_a_token_are_refused_too() -> None:
+    with pytest.raises(ConfigurationError, match=r"teacher_certificate has no effect: it needs a teacher"):
+        load(teacher_certificate="own.pem", teacher_key="own.key")
     with pytest.raises(ConfigurationError, match=r"teacher_token has no effect"):
         load({"STUDENT_TEACHER_TOKEN": "hush"})
 
