@@ -219,8 +219,8 @@ def test_tls_and_a_token_are_given_as_training_takes_them(
     leaf.cert_chain_pems[0].write_to_path(tmp_path / "teacher.crt")
     leaf.private_key_pem.write_to_path(tmp_path / "teacher.key")
     (tmp_path / "tokens").write_text("capturer 0123456789abcdef\n")
-    flags = (*DETERMINISTIC, "--tokens-file", str(tmp_path / "tokens"), "--plain-port", "0")
-    flags += ("--tls-certificate", str(tmp_path / "teacher.crt"), "--tls-key", str(tmp_path / "teacher.key"))
+    flags = [*DETERMINISTIC, "--tokens-file", str(tmp_path / "tokens"), "--plain-port", "0"]
+    flags += ["--tls-certificate", str(tmp_path / "teacher.crt"), "--tls-key", str(tmp_path / "teacher.key")]
     with serving(tmp_path / "service", tiny_llama_folder, *flags) as service:
         assert capture(tmp_path / "store", teacher=service.grpc, teacher_ca=tmp_path / "ca.pem") == 2
         assert "token" in capsys.readouterr().err
