@@ -135,7 +135,7 @@ class _Teacher:
         folder.mkdir()
         text = "\n".join(pydoc_data.topics.topics.values())[: 2 * CHARACTERS_PER_TOKEN * BLOCK_SIZE * samples]
         ids = self._tokenizer(text)["input_ids"][: BLOCK_SIZE * samples]
-        (folder / "corpus.txt").write_text(self._tokenizer.decode(ids), encoding="utf-8")
+        (folder / "corpus.txt").write_text(str(self._tokenizer.decode(ids)), encoding="utf-8")
         spec = DataSpec(sources=(str(folder / "corpus.txt"),), block_size=BLOCK_SIZE)
         return prepare(spec, self._tokenizer, folder / "cache"), spec
 
@@ -210,9 +210,16 @@ def _write_synthetic(folder: Path, samples: int) -> None:
                 index = pa.array(np.arange(start, start + rows, dtype=np.int64))
                 columns = [index, *(column.slice(0, rows) for column in group[1:])]
                 writer.write_table(pa.Table.from_arrays(columns, schema=schema), row_group_size=rows)
-        counts = {"samples": len(indices), "tokens": len(indices) * SYNTHETIC_BLOCK}
-        positions = len(indices) * SYNTHETIC_BLOCK
-        entries.append(Shard(**counts, positions=positions, **file_entry(place).model_dump()))
+        written, tokens = file_entry(place), len(indices) * SYNTHETIC_BLOCK
+        entries.append(
+            Shard(
+                samples=len(indices),
+                tokens=tokens,
+                positions=tokens,
+                bytes=written.bytes,
+                checksum=written.checksum,
+            )
+        )
     manifest = Manifest(plan=plan, shards={"train": tuple(entries)})
     (folder / "manifest.json").write_bytes(manifest.to_json())
 
