@@ -57,6 +57,13 @@ def check_address(address: str) -> None:
         raise ConfigurationError(f"address must be host:port, without {scheme}://; got {address!r}")
     if not colon or not rest:
         raise ConfigurationError(f"address must be host:port; got {address!r}")
+    if scheme in _SCHEMES and scheme not in ("ipv4", "ipv6"):
+        return  # a path, or a name with or without a port
+    for target in (rest if scheme in _SCHEMES else address).split(","):
+        host, _, port = target.rpartition(":")
+        # gRPC would take the port modulo 65536, and call whoever is there.
+        if not host or not port.isdecimal() or not 0 < int(port) < 1 << 16:
+            raise ConfigurationError(f"address must be host:port, with a port from 1 to 65535; got {address!r}")
 
 
 def is_local(address: str) -> bool:

@@ -30,7 +30,21 @@ def test_an_address_is_local_where_nothing_leaves_the_machine(address: str, loca
     assert is_local(address) is local
 
 
-@pytest.mark.parametrize("address", ["", "host", "host:", "http://host:1", "https://host:1"])
+@pytest.mark.parametrize(
+    "address",
+    [
+        "",
+        "host",
+        "host:",
+        "http://host:1",
+        "https://host:1",
+        "host:0",
+        "host:abc",
+        "127.0.0.1:99999",
+        ":8001",
+        "ipv4:10.0.0.1:1,10.0.0.2:65536",
+    ],
+)
 def test_what_grpc_would_misread_is_refused(address: str) -> None:
     with pytest.raises(ConfigurationError, match="host:port"):
         check_address(address)
