@@ -64,7 +64,7 @@ def host_facts() -> dict[str, Any]:
 
 def source_commit() -> str | None:
     """Return the commit that this code was checked out from, `-dirty` behind it where files differ; None elsewhere."""
-    root = Path(__file__).resolve().parent.parent
+    root = Path(__file__).resolve().parents[2]
     git = shutil.which("git")
     if git is None or not (root / ".git").exists():
         return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -13,6 +14,7 @@ from safetensors.torch import save_file
 
 from stillhouse.errors import CheckpointError
 from student_worker.callbacks import RunView, StepRecord
+from student_worker.run_folder.facts import source_commit
 from student_worker.run_folder.output_proof import differences, prove
 from student_worker.run_folder.receipt import RECEIPT_FILE, Receipt, read_receipt, verify
 from student_worker.state import WorkerState
@@ -110,3 +112,11 @@ def test_only_a_whole_receipt_of_a_finished_run_is_verified(tmp_path: Path) -> N
     path.write_text(path.read_text().replace("failed", "done"))
     with pytest.raises(CheckpointError, match="checksum"):
         verify(tmp_path)
+
+
+def test_the_commit_is_that_of_the_checkout() -> None:
+    root = Path(__file__).parents[3]
+    if not (root / ".git").exists():
+        pytest.skip("this is no checkout")
+    head = subprocess.run(["git", "-C", root, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
+    assert (source_commit() or "").removesuffix("-dirty") == head.stdout.strip()
