@@ -49,7 +49,7 @@ from student_worker.run_folder.output import (
 )
 from student_worker.run_folder.output_proof import prove
 from student_worker.run_folder.receipt import Receipt
-from student_worker.saving import RunSaving, open_store
+from student_worker.saving import RunSaving, goes_on, open_store
 from student_worker.smoke import project
 from student_worker.state import WorkerState
 from student_worker.trainer import Trainer
@@ -140,7 +140,7 @@ class _Run:
         metric = recipe.metric_for_best_model
         self._receipt = Receipt(recipe.output_dir, facts, state, metric, lambda: worker_facts(recipe), answering.counts)
         if recipe.smoke_steps is None:
-            saving.resume(goes_on=recipe.resume or recipe.lighthouse is not None)
+            saving.resume(goes_on=goes_on(recipe))
         if recipe.export_initial and state.step == 0 and recipe.worker_index == 0:
             ready.student.export(recipe.output_dir / "initial", assemble.model_card(recipe, ready, 0))
         prefetcher = assemble.make_prefetcher(recipe, ready, answering, self._stopping)

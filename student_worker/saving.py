@@ -28,6 +28,29 @@ def open_store(recipe: Recipe) -> CheckpointStore:
     return CheckpointStore(recipe.checkpoint_dir or recipe.output_dir, recipe.save_total_limit)
 
 
+def check_checkpoints(recipe: Recipe) -> None:
+    """Refuse a place that holds checkpoints which nobody asked to go on from; nothing is written there.
+
+    Raises:
+        ConfigurationError: it does, or it is an address that cannot be used.
+    """
+    if not goes_on(recipe):
+        _refuse_any(open_store(recipe))
+
+
+def goes_on(recipe: Recipe) -> bool:
+    """Tell whether a run that was begun goes on: asked for, or understood among workers that meet."""
+    return recipe.resume or recipe.lighthouse is not None
+
+
+def _refuse_any(store: CheckpointStore) -> None:
+    if (step := store.latest()) is not None:
+        raise ConfigurationError(
+            f"{store.place.path(step)} is there already: this would be a new run among another's checkpoints. Go on "
+            "with it by --resume, or name another checkpoint_dir"
+        )
+
+
 class RunSaving:
     """Writes a run's checkpoints in the background, and reads them back.
 
@@ -61,11 +84,7 @@ class RunSaving:
         """
         self._store.place.check_writable()
         if not goes_on:
-            if (step := self._store.latest()) is not None:
-                raise ConfigurationError(
-                    f"{self._store.place.path(step)} is there already: this would be a new run among another's "
-                    "checkpoints. Go on with it by --resume, or name another checkpoint_dir"
-                )
+            _refuse_any(self._store)
             return
         checkpoint = self._store.load()
         if checkpoint is None:

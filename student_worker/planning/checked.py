@@ -25,6 +25,7 @@ from student_worker.planning.stored import (
     eval_temperature,
     stored_eval_encoding,
 )
+from student_worker.recipe.checks import check_evaluated_between
 from student_worker.recipe.encoding_choice import choose_encoding, warn_of_noise
 from student_worker.recipe.run_length import num_steps
 from student_worker.recipe.schema import FixtureSpec, Recipe
@@ -98,6 +99,10 @@ def check_run(recipe: Recipe, teacher: TeacherDescription, stored: StoreTeacher 
     for key, value in (("warmup_steps", recipe.warmup_steps), ("smoke_steps", recipe.smoke_steps or 0)):
         if value > steps:
             raise ConfigurationError(f"{key} {value} is more than the run's {steps} steps; lower it")
+    try:
+        check_evaluated_between(recipe, steps)
+    except ValueError as error:
+        raise ConfigurationError(str(error)) from error
     encoding, eval_encoding = _choose_encodings(recipe, teacher, stored, vocabulary_size)
     warn_of_noise(encoding, recipe.temperature)
     asking = Asking(encoding, recipe.temperature, vocabulary_size, teacher.fingerprint)
@@ -115,7 +120,7 @@ def check_run(recipe: Recipe, teacher: TeacherDescription, stored: StoreTeacher 
         asking=asking,
         # Past the cache, so that held-out answers push no training answers out.
         eval_asking=replace(asking, encoding=eval_encoding, temperature=at, cache_mode="bypass"),
-        store=recipe.store,
+        store=None if stored is None else stored.store.address,
     )
 
 

@@ -101,15 +101,22 @@ def _make(recipe: Recipe, checked: Checked, device: torch.device) -> Ready:
     )
 
 
+def known_identity(recipe: Recipe, known: Checked | Ready) -> dict[str, str]:
+    """Return as much of a run's identity as is known before its student is made."""
+    return {
+        "recipe": recipe.hash,
+        "data": known.corpus.train.fingerprint,
+        "teacher": known.teacher.weights_fingerprint,
+        "vocabulary size": str(known.vocabulary_size),
+        # What `auto` has come to.
+        "encoding": repr(known.asking.encoding),
+    }
+
+
 def identity(recipe: Recipe, ready: Ready) -> dict[str, str]:
     """Return what a checkpoint, and every other worker, must agree on to be of this run."""
     named = {
-        "recipe": recipe.hash,
-        "data": ready.corpus.train.fingerprint,
-        "teacher": ready.teacher.weights_fingerprint,
-        "vocabulary size": str(ready.vocabulary_size),
-        # What `auto` has come to.
-        "encoding": repr(ready.asking.encoding),
+        **known_identity(recipe, ready),
         # Which layers a measurement has chosen, and what no checkpoint holds: the weights below adapters.
         "choice of dropped layers": ",".join(map(str, ready.dropped_layers)),
         "frozen weights": ready.student.frozen_fingerprint,

@@ -57,6 +57,8 @@ def sketch_student(
         kept = spec.keep_most_important if spec.keep_layers is None else len(spec.keep_layers)
         check_not_its_teacher(path, teacher, kept_layers=kept, name=name)
     model = hollow_model(path)
+    if spec.attn_implementation is not None:
+        _check_attention(model, spec.attn_implementation)
     depth, item_bytes = int(model.config.num_hidden_layers), _item_bytes(model.config)
     if spec.keep_layers is not None:
         keep_layers(model, spec.keep_layers)
@@ -72,6 +74,15 @@ def sketch_student(
     adapter_alone = spec.lora_r is not None and spec.lora_export == "adapter"
     exported = 4 * size.trained_parameters if adapter_alone else item_bytes * whole
     return Sketch(size, vocabulary_size, exported, getattr(model.config, "max_position_embeddings", None))
+
+
+def _check_attention(model: Any, name: str) -> None:
+    try:
+        model.set_attn_implementation(name)
+    except (ValueError, ImportError) as error:
+        raise ConfigurationError(
+            f"student.attn_implementation {name!r} cannot be used with this model here: {' '.join(str(error).split())}"
+        ) from error
 
 
 def sketch_teacher(teacher: TeacherDescription, *, block_tokens: int) -> ModelSize | None:

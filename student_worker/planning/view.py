@@ -16,12 +16,16 @@ from rich.table import Table
 from stillhouse.disk import shown
 from stillhouse.logs import configure_logging
 from stillhouse.models import pick_device, silence_transformers
+from student_worker import assemble
 from student_worker.answering import Answering
+from student_worker.callbacks.choose import check_callbacks
 from student_worker.planning.checked import check_run
 from student_worker.planning.model_size import ModelSize
 from student_worker.planning.plan import Plan, check_fits, make_plan
+from student_worker.planning.preflight import known_identity
 from student_worker.recipe.schema import Recipe
-from student_worker.run_folder.output import check_output_dir
+from student_worker.run_folder.output import check_output_dir, check_same_run
+from student_worker.saving import check_checkpoints
 
 
 def show_plan(recipe: Recipe, *, workers: int, as_json: bool) -> None:
@@ -31,10 +35,15 @@ def show_plan(recipe: Recipe, *, workers: int, as_json: bool) -> None:
         StillhouseError: whatever a start of the run would refuse; what is only too large is printed first.
     """
     check_output_dir(recipe)
+    assemble.check_group(recipe)
+    check_callbacks(recipe)
     configure_logging(worker=recipe.worker_index)
     silence_transformers()
     with Answering(recipe, threading.Event()) as answering:
         checked = check_run(recipe, answering.describe(), answering.stored)
+        if recipe.smoke_steps is None:
+            check_same_run(recipe, known_identity(recipe, checked))
+            check_checkpoints(recipe)
         plan = make_plan(recipe, checked, pick_device(recipe.device), workers=workers)
     if as_json:
         sys.stdout.write(json.dumps(plan.as_json(), indent=2) + "\n")

@@ -70,6 +70,21 @@ def has_begun(recipe: Recipe) -> bool:
     return (recipe.output_dir / RUN_FILE).exists()
 
 
+def check_same_run(recipe: Recipe, identity: dict[str, str]) -> None:
+    """Refuse a folder that holds another run.
+
+    Args:
+        recipe: of the run that is to go on.
+        identity: what the folder must say of whose it is; or a part of it.
+
+    Raises:
+        ConfigurationError: it says another thing, or nothing.
+    """
+    path = recipe.output_dir / RUN_FILE
+    if path.exists():
+        _check_same(_read_identity(path), identity, recipe.output_dir, _changed_keys(path, recipe))
+
+
 def claim(recipe: Recipe, identity: dict[str, str]) -> None:
     """Make the folder, and write into it whose it is.
 
@@ -81,8 +96,7 @@ def claim(recipe: Recipe, identity: dict[str, str]) -> None:
         recipe.output_dir.mkdir(parents=True, exist_ok=True)
         if recipe.smoke_steps is not None:
             return  # nobody goes on with it
-        if path.exists():
-            _check_same(_read_identity(path), identity, recipe.output_dir, _changed_keys(path, recipe))
+        check_same_run(recipe, identity)
         content = {"identity": identity, "version": __version__, "recipe": recipe.result_keys()}
         write_whole(path, json.dumps(content, indent=2) + "\n")
     except OSError as error:

@@ -48,6 +48,35 @@ def test_a_student_that_is_its_own_teacher_is_refused_even_from_a_copied_folder(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["--callbacks", "nowhere_to_be_found:Mine"], "callbacks: 'nowhere_to_be_found:Mine' cannot be imported"),
+        (["--lighthouse", "127.0.0.1:29510"], "run_token is missing"),
+        (["--attn-implementation", "nonsense"], "student.attn_implementation 'nonsense' cannot be used"),
+    ],
+)
+def test_a_plan_refuses_what_the_start_would(train: Any, tmp_path: Path, words: list[str], named: str) -> None:
+    run = train(tmp_path / "run", "--plan", *words)
+    assert run.returncode == 2
+    assert named in run.stderr
+
+
+def test_a_plan_refuses_a_folder_of_another_run_and_leaves_it(train: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "run.json").write_text(json.dumps({"identity": {"recipe": "another"}, "recipe": {}}))
+    run = train(folder, "--plan", "--resume")
+    assert run.returncode == 2
+    assert "holds a run whose recipe is another" in run.stderr
+    (folder / "run.json").unlink()
+    (folder / "checkpoint-5").mkdir()
+    (folder / "checkpoint-5" / "state.json").write_text("{}")
+    run = train(folder, "--plan")
+    assert run.returncode == 2
+    assert "checkpoint-5 is there already" in run.stderr
+
+
 @pytest.mark.long
 def test_an_exact_sum_that_does_not_fit_is_refused_with_fast_named(
     train: Any, tiny_llama_folder: Path, tmp_path: Path
