@@ -218,9 +218,11 @@ class Trainer:
 
     def _guard(self, gradient: Tensor, losses: ShardLoss, reason: str) -> None:
         step, ceiling = self._parts.state.step + 1, self._parts.max_loss
-        if not (math.isfinite(losses.loss) and bool(torch.isfinite(gradient).all())):
+        is_finite = math.isfinite(losses.loss)
+        if not (is_finite and bool(torch.isfinite(gradient).all())):
+            what = "its gradient is not finite" if is_finite else "that is not finite"
             raise GuardError(
-                f"step {step}: the loss is {losses.loss} or its gradient not finite; no weight was moved. "
+                f"step {step}: the loss is {losses.loss}, and {what}; no weight was moved. "
                 f"{reason or 'Lower learning_rate, or look at the samples of this step'}"
             )
         if ceiling is not None and losses.loss > ceiling:
