@@ -35,9 +35,7 @@ def make(name: str) -> Callback:
 
 
 def _find(name: str) -> type[Callback]:
-    module_name, colon, class_name = name.partition(":")
-    if not (module_name and colon and class_name.isidentifier()):
-        raise ConfigurationError(f"callbacks: {name!r} is not written as module:Class")
+    module_name, _, class_name = name.partition(":")
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:

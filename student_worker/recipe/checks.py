@@ -67,6 +67,9 @@ HELD_OUT_KEYS = (
 )
 """What says how the held-out part is looked at."""
 
+ASKING_KEYS = ("temperature", "loss", "jsd_beta", "encoding", "top_k_tail", "prefetch_steps", "prefetch_bytes")
+"""What says what is asked of a teacher for a step, and what is learnt from its answers."""
+
 _EVALUATED = f"{_HELD_OUT} that is evaluated (eval_steps other than 0)"
 
 _NEEDS = (
@@ -133,9 +136,15 @@ def check_together(recipe: Recipe) -> None:
                 f"give {key}: auto, dense or hidden"
             )
     _check_data(recipe)
+    if recipe.alpha == 1 and (named := [key for key in given_of(recipe, ASKING_KEYS) if not _is_default(recipe, key)]):
+        raise ValueError(
+            f"{' and '.join(named)}: no effect beside alpha 1, which learns from the text alone and asks no teacher; "
+            "drop it, or lower alpha"
+        )
     for key, words in unused_keys(recipe).items():
         if _is_given(recipe, key):
             raise ValueError(f"{key} has no effect: it needs {words}; drop it, or give that")
+    _check_files(recipe)
 
 
 def _check_data(recipe: Recipe) -> None:
@@ -153,6 +162,17 @@ def _check_data(recipe: Recipe) -> None:
                 f"data.{key} has no effect: the samples are the store's own; drop it, or name their sources "
                 "(data.sources)"
             )
+
+
+def _is_default(recipe: Recipe, key: str) -> bool:
+    return bool(getattr(recipe, key) == type(recipe).model_fields[key].default)
+
+
+def _check_files(recipe: Recipe) -> None:
+    has = {key: getattr(recipe, key) is not None for key in ("teacher_certificate", "teacher_key")}
+    if len(set(has.values())) > 1:
+        given, missing = sorted(has, key=lambda key: not has[key])
+        raise ValueError(f"{given} needs {missing}: a certificate and its private key go together")
 
 
 def _check_batch(recipe: Recipe) -> None:
@@ -177,3 +197,18 @@ def _check_steps(recipe: Recipe) -> None:
     for key, value in (("warmup_steps", recipe.warmup_steps), ("smoke_steps", recipe.smoke_steps)):
         if value is not None and value > recipe.max_steps:
             raise ValueError(f"{key} {value} is more than max_steps {recipe.max_steps}")
+    check_evaluated_between(recipe, recipe.max_steps)
+
+
+def check_evaluated_between(recipe: Recipe, num_steps: int) -> None:
+    """Refuse early stopping where nothing is evaluated between the start and the end of so many steps.
+
+    Raises:
+        ValueError: there it could stop nothing.
+    """
+    every = recipe.eval_steps
+    if recipe.early_stopping_patience is not None and every is not None and every >= num_steps:
+        raise ValueError(
+            f"early_stopping_patience has no effect: with eval_steps {every} nothing is evaluated between the start "
+            f"and the end of {num_steps} steps; lower eval_steps, or drop it"
+        )

@@ -50,7 +50,8 @@ def explain(error: ValidationError, keys: Mapping[str, Key]) -> str:
 def suggestion(place: list[str], keys: Mapping[str, Key]) -> str:
     """Return what to write instead of an unknown key, empty where nothing comes near."""
     name = place[-1]
-    siblings = [key.path[-1] for key in keys.values() if list(key.path[:-1]) == place[:-1]]
+    depth = len(place) - 1
+    siblings = list({key.path[depth]: None for key in keys.values() if list(key.path[:depth]) == place[:-1]})
     everywhere = {key.path[-1]: ".".join(key.path) for key in keys.values()}
     if name in siblings:
         return f"; this kind of {place[0]} has none, drop it or name another kind"

@@ -15,6 +15,8 @@ from pydantic.config import JsonDict
 from pydantic_core import PydanticCustomError
 
 from stillhouse.channel import check_address
+from stillhouse.encoding_text import parse_encoding
+from stillhouse.encodings import Candidates, Sampled
 from student_worker.elastic.network import split_address
 from student_worker.recipe import encoding_choice
 from student_worker.recipe.checks import check_together
@@ -27,6 +29,10 @@ __all__ = ["CausalLMSpec", "FixtureSpec", "Recipe"]
 RESULT: JsonDict = {"affects_result": True}
 """Marks the keys that the trained weights depend on: the recipe's hash covers these and no others. The data and the
 teacher have fingerprints of their own, which do not change when a folder or an address does."""
+
+
+MAX_WAIT_SECONDS = 86_400 * 366
+"""A year: longer than any run waits, and short enough for every clock."""
 
 
 class Recipe(Strict):
@@ -63,7 +69,11 @@ class Recipe(Strict):
     )
 
     temperature: float = Field(
-        1.0, gt=0, description="Divides the logits of both sides before KL.", json_schema_extra=RESULT
+        1.0,
+        ge=1e-3,
+        le=1e4,
+        description="Divides the logits of both sides before KL.",
+        json_schema_extra=RESULT,
     )
     alpha: float = Field(
         0.0,
@@ -111,22 +121,28 @@ class Recipe(Strict):
         1.0, ge=0, description="Clip the whole gradient to this norm; 0 does not clip.", json_schema_extra=RESULT
     )
     max_steps: int | None = Field(
-        None, ge=1, description="Steps in all; or give num_train_epochs or max_tokens.", json_schema_extra=RESULT
+        None,
+        ge=1,
+        le=10**10,
+        description="Steps in all; or give num_train_epochs or max_tokens.",
+        json_schema_extra=RESULT,
     )
     max_tokens: int | None = Field(
         None,
         ge=1,
+        le=10**15,
         description="Train until so many tokens were read: the step that reaches them is the last.",
         json_schema_extra=RESULT,
     )
     num_train_epochs: float | None = Field(
         None,
         gt=0,
+        le=1e5,
         description="Passes over the data; by default 1 where nothing else says how long.",
         json_schema_extra=RESULT,
     )
     global_batch_size: int = Field(
-        8, ge=1, description="Samples per step, of all workers together.", json_schema_extra=RESULT
+        8, ge=1, le=10**7, description="Samples per step, of all workers together.", json_schema_extra=RESULT
     )
     micro_shards: int = Field(
         4,
@@ -156,10 +172,11 @@ class Recipe(Strict):
     torch_threads: int | None = Field(
         None,
         ge=1,
+        le=1024,
         description="Processor threads of each worker, part of what makes two runs equal to the bit; by default this "
         "machine's cores divided by micro_shards, so that it does not depend on the number of workers.",
     )
-    device: str = Field("auto", description="auto, cpu, cuda or cuda:N.")
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d{1,3})?)$", description="auto, cpu, cuda or cuda:N.")
 
     output_dir: Path = Field(description="Folder of the run: metrics.jsonl, checkpoints, result.json, export.")
     resume: bool = Field(False, description="Go on from the newest checkpoint in output_dir.")
@@ -224,12 +241,16 @@ class Recipe(Strict):
     license: str = Field("not recorded", description="The licence that the export's model card names.")
     export_initial: bool = Field(False, description="Export the untrained student too, to output_dir/initial.")
 
-    prefetch_steps: int = Field(2, ge=0, description="Steps whose answers are fetched ahead.")
+    prefetch_steps: int = Field(2, ge=0, le=1000, description="Steps whose answers are fetched ahead.")
     prefetch_bytes: int = Field(
         512 * 2**20, ge=0, description="Answers held ahead of the step, in bytes; the step's own are always fetched."
     )
-    teacher_wait_seconds: float = Field(600.0, ge=0, description="Give up on a teacher that has been away for so long.")
-    request_timeout_seconds: float = Field(120.0, gt=0, description="Deadline of one request to the teacher.")
+    teacher_wait_seconds: float = Field(
+        600.0, ge=0, le=MAX_WAIT_SECONDS, description="Give up on a teacher that has been away for so long."
+    )
+    request_timeout_seconds: float = Field(
+        120.0, ge=0.001, le=MAX_WAIT_SECONDS, description="Deadline of one request to the teacher."
+    )
 
     lighthouse: str | None = Field(
         None, description="host:port of the lighthouse where workers meet; a single worker needs none."
@@ -237,12 +258,15 @@ class Recipe(Strict):
     run_token: SecretStr | None = Field(
         None, description="The run's secret among workers; better given as STUDENT_RUN_TOKEN than on a command line."
     )
-    worker_index: int = Field(0, ge=0, description="Which of the workers on this host this is, from 0.")
+    worker_index: int = Field(0, ge=0, le=65_535, description="Which of the workers on this host this is, from 0.")
     local_workers: int = Field(
         1, ge=1, description="Workers started together on this host, set by --workers: they wait for each other once."
     )
     step_timeout_seconds: float = Field(
-        60.0, gt=0, description="How long workers wait for each other within a step; 5 times the slowest shard or more."
+        60.0,
+        gt=0,
+        le=MAX_WAIT_SECONDS,
+        description="How long workers wait for each other within a step; 5 times the slowest shard or more.",
     )
     http_host: str = Field("127.0.0.1", description="Where health and metrics are served.")
     http_port: int = Field(
@@ -276,6 +300,29 @@ class Recipe(Strict):
     @classmethod
     def _check_encoding(cls, value: str) -> str:
         return encoding_choice.check_text(value)
+
+    @field_validator("eval_encoding")
+    @classmethod
+    def _check_eval_encoding(cls, value: str) -> str:
+        if value != encoding_choice.AUTO and isinstance(parse_encoding(value), Sampled | Candidates):
+            raise ValueError("must be auto, hidden, dense or top_k, which tell what a held-out figure needs")
+        return value
+
+    @field_validator("report_to", "callbacks")
+    @classmethod
+    def _check_no_repeats(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if twice := next((name for name in value if value.count(name) > 1), None):
+            raise ValueError(f"must name each once; {twice} stands twice")
+        return value
+
+    @field_validator("callbacks")
+    @classmethod
+    def _check_callbacks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for name in value:
+            module, colon, class_name = name.partition(":")
+            if not (module and colon and class_name.isidentifier()):
+                raise ValueError(f"must be written as module:Class; {name!r} is not")
+        return value
 
     @field_validator("micro_shards")
     @classmethod

@@ -146,6 +146,10 @@ def _read(file: Path) -> dict[str, Any]:
         raise ConfigurationError(f"recipe {str(file)!r} cannot be read: {error}") from error
     except yaml.YAMLError as error:
         raise ConfigurationError(f"recipe {str(file)!r} is no YAML: {error}") from error
+    except RecursionError:
+        raise ConfigurationError(
+            f"recipe {str(file)!r} is no recipe: its brackets lie too deep in each other"
+        ) from None
     if content is None:
         return {}
     if not isinstance(content, dict):

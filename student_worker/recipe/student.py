@@ -12,7 +12,7 @@ from student_worker.recipe.layer_numbers import check_layers, parse_layers
 def _layers(value: object) -> object:
     if isinstance(value, str):
         return parse_layers(value)
-    return [value] if isinstance(value, int) else value
+    return [value] if isinstance(value, int) and not isinstance(value, bool) else value
 
 
 Layers = Annotated[tuple[int, ...], BeforeValidator(_layers)]
@@ -22,6 +22,15 @@ class Strict(BaseModel):
     """A part of the schema: unknown keys refused, values never changed after they were checked."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_empty(cls, values: object) -> object:
+        # A variable of the shell that was never set: as a path it would be the folder that one happens to stand in.
+        for key, value in values.items() if isinstance(values, dict) else ():
+            if value == "":
+                raise ValueError(f"{key} must not be empty; give a value, or leave the key out")
+        return values
 
 
 class FixtureSpec(Strict):
@@ -61,7 +70,10 @@ class CausalLMSpec(Strict):
         False, description="Recompute activations in the backward pass: less memory, more time."
     )
     lora_r: int | None = Field(
-        None, ge=1, description="Train low-rank adapters of this rank (peft) instead of the weights themselves."
+        None,
+        ge=1,
+        le=65_536,
+        description="Train low-rank adapters of this rank (peft) instead of the weights themselves.",
     )
     lora_alpha: float | None = Field(
         None, gt=0, description="The adapters' scale times their rank; by default twice lora_r."

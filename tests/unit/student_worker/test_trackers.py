@@ -289,7 +289,6 @@ class NoCallback:
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("mine_of_this_test", "is not written as module:Class"),
         ("nowhere_to_be_found:Mine", "cannot be imported: No module named 'nowhere_to_be_found'; put its folder on"),
         ("mine_of_this_test:Other", "'mine_of_this_test:Other' does not exist"),
         ("mine_of_this_test:NoCallback", "is no subclass of student_worker.callbacks.Callback"),
