@@ -103,6 +103,7 @@ class Milestones:
             return
         began = time.monotonic()
         if parts.view.is_first:
-            parts.saving.save(best)
+            # Nothing moves after the last step: the weights themselves are written, and no copy is needed.
+            parts.saving.save(best, background=step < parts.cadence.last_step)
         self._outcome.save_seconds = time.monotonic() - began
         parts.metrics.checkpoint_seen()

@@ -31,8 +31,11 @@ Status = Literal["done", "stopped", "interrupted", "failed"]
 class Saving(Protocol):
     """Writes checkpoints of the weights as they are; called by the first worker alone."""
 
-    def save(self, best: Best | None) -> None:
-        """Write one, or begin to; `best` if these weights are the best so far. One that is there stays as it is."""
+    def save(self, best: Best | None, *, background: bool = True) -> None:
+        """Write one; `best` if these weights are the best so far. One that is there stays as it is.
+
+        In the background a copy is written, and the weights may move meanwhile.
+        """
 
     def saved(self, *, wait: bool = False) -> Sequence[str]:
         """Return where those stand that have become complete since the last call; `wait` for those under way."""
@@ -41,7 +44,7 @@ class Saving(Protocol):
 class SavesNothing:
     """Writes no checkpoint."""
 
-    def save(self, best: Best | None) -> None:
+    def save(self, best: Best | None, *, background: bool = True) -> None:
         """Write none."""
 
     def saved(self, *, wait: bool = False) -> Sequence[str]:

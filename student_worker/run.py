@@ -223,7 +223,7 @@ class _Run:
             write_result(recipe.output_dir, result | {"smoke": projection, "ended": time.time()})
             self._receipt.close("interrupted" if outcome.interrupted else "smoke", outcome.reason)
             return code
-        saving.save()
+        saving.save(background=False)
         saving.saved(wait=True)
         result |= {"best": saving.best()}
         proof = None
@@ -243,7 +243,7 @@ class _Run:
         outcome.reason = str(error) if isinstance(error, StillhouseError) else f"{type(error).__name__}: {error}"
         try:
             if isinstance(error, GuardError | StoreError | TeacherError) and self._recipe.smoke_steps is None:
-                saving.save()
+                saving.save(background=False)
                 saving.saved(wait=True)
             write_result(self._recipe.output_dir, self._failed(ready, state, outcome, saving))
         except CheckpointError as refused:

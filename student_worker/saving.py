@@ -95,10 +95,15 @@ class RunSaving:
         if self._metric is not None:
             self._store.mend_best(self._metric)
 
-    def save(self, best: Best | None = None) -> None:
-        """Begin to write the weights as they are, unless this worker has done so; none are written of step 0.
+    def save(self, best: Best | None = None, *, background: bool = True) -> None:
+        """Write the weights as they are, unless this worker has done so; none are written of step 0.
 
         A checkpoint that was written before its evaluation (a stop came between) is written again if it is the best.
+
+        Args:
+            best: if these weights are the best so far, by what.
+            background: whether to return before it is written, so that the weights can move. That takes the memory of a
+                copy, for which there is no need where no step follows.
 
         Raises:
             CheckpointError: this checkpoint or one before it was refused.
@@ -108,7 +113,8 @@ class RunSaving:
             return
         tensors, metadata = self._state.state()
         marked = None if best is None else best.as_json()
-        self._store.save(step, tensors, metadata, best=marked, background=best is None or not self._awaits_best)
+        background = background and (best is None or not self._awaits_best)
+        self._store.save(step, tensors, metadata, best=marked, background=background)
         self._saved, self._saved_as_best = step, best is not None
 
     def saved(self, *, wait: bool = False) -> Sequence[str]:

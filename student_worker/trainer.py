@@ -67,7 +67,7 @@ class Trainer:
         try:
             status = self._loop()
             if parts.view.is_first:
-                parts.saving.save(None)
+                parts.saving.save(None, background=False)
             self._milestones.tell_saved(wait=True)
             outcome.status, outcome.reason = status, self._hooks.stop if status == "stopped" else None
         finally:

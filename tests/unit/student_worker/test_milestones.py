@@ -53,7 +53,8 @@ class Notes(SavesNothing):
         self.state: WorkerState | None = None
         self.asked: list[tuple[int, bool]] = []
 
-    def save(self, best: Best | None) -> None:
+    def save(self, best: Best | None, *, background: bool = True) -> None:
+        del background
         assert self.state is not None
         self.asked.append((self.state.step, best is not None))
 

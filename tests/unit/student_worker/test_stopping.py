@@ -127,7 +127,8 @@ class Writes(SavesNothing):
         self.asked: list[Best | None] = []
         self.fresh: list[str] = []
 
-    def save(self, best: Best | None) -> None:
+    def save(self, best: Best | None, *, background: bool = True) -> None:
+        del background
         self.asked.append(best)
         self.fresh.append(f"number-{len(self.asked)}")
 

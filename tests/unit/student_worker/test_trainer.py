@@ -124,7 +124,8 @@ def test_a_run_goes_on_from_a_saved_state_with_the_same_bits(make: Make) -> None
     first = make(cadence=Cadence(5, 1, None, 2))
 
     class StopsAtTheFirst(SavesNothing):
-        def save(self, best: Best | None) -> None:
+        def save(self, best: Best | None, *, background: bool = True) -> None:
+            del background
             assert best is None
             first._parts.stopping.set()
 
