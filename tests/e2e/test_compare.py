@@ -120,22 +120,33 @@ def test_a_comparison_of_another_recipe_in_the_same_folder_is_refused(
 def test_an_interrupted_comparison_goes_on_where_it_stood(
     recipe: Path, student_environment: dict[str, str], tmp_path: Path
 ) -> None:
-    folder = tmp_path / "arms"
+    folder, gate = tmp_path / "arms", tmp_path / "between-steps@2.go"
+    held = {"STILLHOUSE_FAILPOINTS": "between-steps@2=hold", "STILLHOUSE_FAILPOINTS_DIR": str(tmp_path)}
+    gate.touch()
     process = subprocess.Popen(
-        argv(recipe, "--output-dir", str(folder)), env={**os.environ, **student_environment}, text=True
+        argv(recipe, "--output-dir", str(folder)), env={**os.environ, **student_environment, **held}, text=True
     )
-    try:
+
+    def wait_for(pattern: str, words: str = "") -> None:
         deadline = time.monotonic() + 120
-        while not any(folder.glob("hidden*/checkpoint-*")):
+        while not any(words in path.read_text(encoding="utf-8") for path in folder.glob(pattern)):
             assert process.poll() is None
-            assert time.monotonic() < deadline
+            assert time.monotonic() < deadline, f"waited in vain for {words!r} in {pattern}"
             time.sleep(0.02)
+
+    try:
+        wait_for("cross_entropy*/result.json")
+        gate.unlink()  # the second arm is held after two of its four steps
+        wait_for("hidden*/metrics.jsonl", '"step": 2,')
         process.send_signal(signal.SIGTERM)
+        wait_for("hidden*.log", '"stopping"')
+        gate.touch()
         assert process.wait(120) == 143
     finally:
         process.kill()
     (arm,) = [path for path in folder.glob("hidden*") if path.is_dir()]
     before: list[dict[str, Any]] = records(arm, "step")
+    assert 2 <= len(before) < STEPS
     done = compare(recipe, student_environment, "--output-dir", str(folder))
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("done before") == 1

@@ -19,8 +19,10 @@ Part = Literal["worker", "all", "teacher", "valkey", "lighthouse"]
 How = Literal["alone", "meeting", "launched"]
 """A worker without a lighthouse; workers that meet at one of their own; workers of one `--workers N`."""
 
-GATES = (0, 8, 16)
-"""After so many steps workers wait until all of the run are there, so that the next strike meets them all."""
+GATES = (0, 7, 15)
+"""After so many steps workers wait until all of the run are there, so that the next strike meets them all.
+
+No checkpoint is written there: one that was killed begins from an earlier one, and has something to heal."""
 
 
 @dataclass(frozen=True)
