@@ -51,12 +51,17 @@ def _train(
         show_plan(loaded, workers=workers, as_json=as_json)
         return
     if workers == 1:
-        from student_worker.run import run
+        from student_worker.places import placed
 
-        raise typer.Exit(run(loaded))
+        with placed(loaded) as own:
+            from student_worker.run import run
+
+            raise typer.Exit(run(own))
     from student_worker.elastic.launch import run_local
     from student_worker.run_folder.output import check_output_dir, own_folder
 
+    if loaded.worker_index_by_lock:
+        raise ConfigurationError("--workers numbers its workers itself; drop worker_index_by_lock")
     if "worker_index" in given:
         raise ConfigurationError("--workers numbers its workers itself; drop --worker-index")
     check_output_dir(loaded)

@@ -117,7 +117,8 @@ class _Run:
         self._metrics = WorkerMetrics()
         self._is_training = threading.Event()
         self._began = time.time()
-        port = recipe.http_port + recipe.worker_index if recipe.http_port else 0
+        # Only workers of one launcher are sure to share a host's ports.
+        port = recipe.http_port + (recipe.worker_index if recipe.http_port and recipe.local_workers > 1 else 0)
         app = build_app(self._metrics.registry, self._is_training.is_set)
         self._server = HttpServer(app, bind(recipe.http_host, port))
         open_parts.callback(self._server.close)

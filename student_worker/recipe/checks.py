@@ -94,6 +94,19 @@ _NEEDS = (
     ),
     _Needs(("run_name",), "report_to, or callbacks", lambda recipe: bool(recipe.report_to or recipe.callbacks)),
     _Needs(("prefetch_bytes",), "prefetch_steps above 0", lambda recipe: recipe.prefetch_steps > 0),
+    _Needs(
+        ("device_locks",), "device auto: another names the GPU itself", lambda recipe: recipe.device in ("auto", "cuda")
+    ),
+    _Needs(
+        ("reserved_devices", "share_devices"),
+        "device_locks: the folder in which workers share out the GPUs",
+        lambda recipe: recipe.device_locks is not None,
+    ),
+    _Needs(
+        ("worker_index",),
+        "no worker_index_by_lock: it finds the number",
+        lambda recipe: not recipe.worker_index_by_lock,
+    ),
     _Needs(("resume",), "no smoke_steps: a smoke run begins anew", lambda recipe: recipe.smoke_steps is None),
     _Needs(("export_initial",), "no smoke_steps: it exports nothing", lambda recipe: recipe.smoke_steps is None),
 )

@@ -177,6 +177,18 @@ class Recipe(Strict):
         "machine's cores divided by micro_shards, so that it does not depend on the number of workers.",
     )
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d{1,3})?)$", description="auto, cpu, cuda or cuda:N.")
+    device_locks: Path | None = Field(
+        None,
+        description="Folder of this host that its workers share, in which each locks a GPU of its own; with device "
+        "auto. By default a worker takes what CUDA calls the first.",
+    )
+    reserved_devices: tuple[str, ...] = Field(
+        (),
+        description="GPUs that no worker takes, such as the teacher's: UUIDs, or numbers as nvidia-smi -L shows them.",
+    )
+    share_devices: bool = Field(
+        False, description="Where every GPU is taken, share the one with the fewest workers instead of ending."
+    )
 
     output_dir: Path = Field(description="Folder of the run: metrics.jsonl, checkpoints, result.json, export.")
     resume: bool = Field(False, description="Go on from the newest checkpoint in output_dir.")
@@ -259,6 +271,11 @@ class Recipe(Strict):
         None, description="The run's secret among workers; better given as STUDENT_RUN_TOKEN than on a command line."
     )
     worker_index: int = Field(0, ge=0, le=65_535, description="Which of the workers on this host this is, from 0.")
+    worker_index_by_lock: bool = Field(
+        False,
+        description="Take the lowest number that no other worker holds, by a lock in output_dir: for replicas of a "
+        "container, which are all started alike.",
+    )
     local_workers: int = Field(
         1, ge=1, description="Workers started together on this host, set by --workers: they wait for each other once."
     )
@@ -270,7 +287,10 @@ class Recipe(Strict):
     )
     http_host: str = Field("127.0.0.1", description="Where health and metrics are served.")
     http_port: int = Field(
-        8010, ge=0, le=65_535, description="Its port, plus worker_index; one that is taken: the next. 0: a free one."
+        8010,
+        ge=0,
+        le=65_535,
+        description="Its port, plus worker_index under --workers; one that is taken: the next. 0: a free one.",
     )
 
     @field_validator("teacher")

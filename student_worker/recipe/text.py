@@ -31,7 +31,7 @@ STARTING_VALUES: Mapping[tuple[str, ...], Any] = {
 }
 """What a new file says: half of SmolLM2's layers, on text that every Python brings along."""
 
-_OF_A_PROCESS = ("worker_index", "local_workers")
+_OF_A_PROCESS = ("worker_index", "worker_index_by_lock", "local_workers")
 """Set by the launcher, for one worker: a file is for all of them."""
 
 

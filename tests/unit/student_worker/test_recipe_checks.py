@@ -44,6 +44,10 @@ def load(folder: Path, values: dict[str, Any]) -> Recipe:
         ({"resume": True, "smoke_steps": 2}, {"smoke_steps": None}),
         ({"export_initial": True, "smoke_steps": 2}, {"smoke_steps": None}),
         ({"per_device_train_batch_size": 3}, {"global_batch_size": 12}),
+        ({"device_locks": "locks", "device": "cuda:1"}, {"device": "auto"}),
+        ({"reserved_devices": ["GPU-1"]}, {"device_locks": "locks"}),
+        ({"share_devices": True}, {"device_locks": "locks"}),
+        ({"worker_index": 1, "worker_index_by_lock": True}, {"worker_index_by_lock": False}),
     ],
 )
 def test_a_key_without_effect_is_refused_and_taken_where_it_has_one(
