@@ -6,15 +6,23 @@ Each worker has a registry of its own, so that several can live in one process (
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from stillhouse.own_metrics import show_self
 from stillhouse.providers import Answer
 from student_worker.callbacks.base import Callback, RunView, StepRecord
 from student_worker.evaluation.figures import Evaluation
 from student_worker.prefetch import Prefetcher
 
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
+
+Phase = Literal["teacher_wait", "quorum", "compute", "reduce", "update", "evaluate", "checkpoint"]
+"""Where a worker's time goes: waiting for answers; agreeing on who takes part, healing included; forward and backward;
+the exchange of gradients; moving the weights; held-out evaluation; what of a checkpoint holds up the run."""
 
 
 class WorkerMetrics(Callback):
@@ -23,6 +31,7 @@ class WorkerMetrics(Callback):
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         registry = self.registry
+        show_self(registry, "student")
         self._steps = Counter("student_steps_total", "Steps that counted, as this worker saw them.", registry=registry)
         self._tokens = Counter("student_tokens_total", "Tokens of those steps, of all workers.", registry=registry)
         self._loss = Gauge(
@@ -39,6 +48,23 @@ class WorkerMetrics(Callback):
         )
         self._teacher_wait = Counter(
             "student_teacher_wait_seconds_total", "Time spent waiting for the teacher's answers.", registry=registry
+        )
+        self._phases = Counter(
+            "student_phase_seconds_total",
+            "Where this worker's time went: teacher_wait, quorum (healing included), compute, reduce (the exchange of "
+            "gradients), update, evaluate, checkpoint (as far as it holds up the run).",
+            ["phase"],
+            registry=registry,
+        )
+        self.phase_seconds: dict[Phase, float] = dict.fromkeys(get_args(Phase), 0.0)
+        """The same, for whoever shows it."""
+        for phase in self.phase_seconds:
+            self._phases.labels(phase)
+        self._guard_stops = Counter(
+            "student_guard_stops_total",
+            "Stops by a guard before weights moved: not_finite (loss or gradient), max_loss.",
+            ["reason"],
+            registry=registry,
         )
         self._answer_bytes = Counter(
             "student_answer_bytes_total", "Bytes of the teacher's answers that came to this worker.", registry=registry
@@ -73,7 +99,29 @@ class WorkerMetrics(Callback):
         """Show what is held ahead of the step, and each wait for the teacher while it lasts."""
         self._answers_held.set_function(lambda: prefetcher.num_held)
         self._answers_held_bytes.set_function(lambda: prefetcher.held_bytes)
-        prefetcher.on_wait = self._teacher_wait.inc
+        prefetcher.on_wait = self._waited
+
+    @contextmanager
+    def timing(self, phase: Phase) -> Iterator[None]:
+        """Count the time of the block as this phase's."""
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self._spent(phase, time.monotonic() - began)
+
+    def stopped_by_guard(self, reason: Literal["not_finite", "max_loss"], loss: float) -> None:
+        """Show why the run is about to stop, and the loss that it stops at."""
+        self._guard_stops.labels(reason).inc()
+        self._loss.labels("total").set(loss)
+
+    def _waited(self, seconds: float) -> None:
+        self._teacher_wait.inc(seconds)
+        self._spent("teacher_wait", seconds)
+
+    def _spent(self, phase: Phase, seconds: float) -> None:
+        self._phases.labels(phase).inc(seconds)
+        self.phase_seconds[phase] += seconds
 
     def answered(self, answer: Answer) -> None:
         """Count an answer by where it came from."""

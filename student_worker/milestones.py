@@ -73,7 +73,8 @@ class Milestones:
             return
         began = time.monotonic()
         try:
-            evaluation = parts.evaluator.evaluate(parts.student, step)
+            with parts.metrics.timing("evaluate"):
+                evaluation = parts.evaluator.evaluate(parts.student, step)
         except ValueError as error:
             raise GuardError(f"the evaluation after step {step} is not finite: {error}. Lower learning_rate") from error
         self._outcome.evaluation_seconds = time.monotonic() - began
@@ -104,6 +105,7 @@ class Milestones:
         began = time.monotonic()
         if parts.view.is_first:
             # Nothing moves after the last step: the weights themselves are written, and no copy is needed.
-            parts.saving.save(best, background=step < parts.cadence.last_step)
+            with parts.metrics.timing("checkpoint"):
+                parts.saving.save(best, background=step < parts.cadence.last_step)
         self._outcome.save_seconds = time.monotonic() - began
         parts.metrics.checkpoint_seen()

@@ -103,13 +103,18 @@ class Trainer:
         began, waited = time.monotonic(), parts.prefetcher.wait_seconds
         self._plan()
         parts.prefetcher.wait(self._keys(parts.state.step))
-        membership = self._start_step()
+        with parts.metrics.timing("quorum"):
+            membership = self._start_step()
         self._plan()
-        scalars, reason = self._compute()
-        gradient, scalars = parts.group.reduce(parts.tree, scalars)
+        with parts.metrics.timing("compute"):
+            scalars, reason = self._compute()
+        with parts.metrics.timing("reduce"):
+            gradient, scalars = parts.group.reduce(parts.tree, scalars)
         step = parts.state.step
         fail_point("before-vote", step)
-        if not parts.group.commit():
+        with parts.metrics.timing("quorum"):
+            is_committed = parts.group.commit()
+        if not is_committed:
             # Whoever came has the weights now, and its share of the next attempt.
             self._membership = replace(membership, newcomers=0)
             parts.metrics.uncommitted()
@@ -190,7 +195,8 @@ class Trainer:
         step = parts.state.step
         self._guard(gradient, losses, reason)
         counts, rate = parts.steps.counts(step), parts.schedule.at(step)
-        norm = parts.optimizer.apply(gradient, rate)
+        with parts.metrics.timing("update"):
+            norm = parts.optimizer.apply(gradient, rate)
         parts.state.step = parts.view.step = step + 1
         parts.state.num_tokens += counts.num_tokens
         seconds = time.monotonic() - began
@@ -220,12 +226,14 @@ class Trainer:
         step, ceiling = self._parts.state.step + 1, self._parts.max_loss
         is_finite = math.isfinite(losses.loss)
         if not (is_finite and bool(torch.isfinite(gradient).all())):
+            self._parts.metrics.stopped_by_guard("not_finite", losses.loss)
             what = "its gradient is not finite" if is_finite else "that is not finite"
             raise GuardError(
                 f"step {step}: the loss is {losses.loss}, and {what}; no weight was moved. "
                 f"{reason or 'Lower learning_rate, or look at the samples of this step'}"
             )
         if ceiling is not None and losses.loss > ceiling:
+            self._parts.metrics.stopped_by_guard("max_loss", losses.loss)
             raise GuardError(
                 f"step {step}: the loss is {losses.loss}, above max_loss {ceiling}; no weight was moved. "
                 "Lower learning_rate, look at the samples of this step, or raise max_loss"

@@ -18,7 +18,7 @@ import typer
 from pydantic import ValidationError
 
 from stillhouse.errors import GuardError, StillhouseError
-from stillhouse.version import __version__
+from stillhouse.version import version_text
 
 EXIT_DONE = 0
 EXIT_WRONG_INPUT = 2
@@ -43,13 +43,16 @@ _UsageError: type[Exception] = next(kind for kind in typer.BadParameter.__mro__ 
 
 def _print_version(asked: bool) -> None:
     if asked:
-        typer.echo(f"stillhouse {__version__}")
+        typer.echo(f"stillhouse {version_text()}")
         raise typer.Exit
 
 
 def _root(
     version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version and the commit, and exit."
+        ),
     ] = False,
 ) -> None:
     """Distil language models with the teacher as a service."""

@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import os
 import platform
-import shutil
 import socket
-import subprocess
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from stillhouse.fingerprint import weights_fingerprint
-from stillhouse.version import __version__
+from stillhouse.version import __version__, source_commit
 from student_worker.planning.preflight import Ready
 from student_worker.recipe.schema import Recipe
 
 PACKAGES = ("torch", "transformers", "torchft", "peft")
-GIT_SECONDS = 5.0
 
 
 def collect_facts(recipe: Recipe, ready: Ready, identity: dict[str, str]) -> dict[str, Any]:
@@ -60,25 +56,6 @@ def host_facts() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "packages": {name: found for name in PACKAGES if (found := _version_of(name)) is not None},
     }
-
-
-def source_commit() -> str | None:
-    """Return the commit that this code was checked out from, `-dirty` behind it where files differ; None elsewhere."""
-    root = Path(__file__).resolve().parents[2]
-    git = shutil.which("git")
-    if git is None or not (root / ".git").exists():
-        return None
-    try:
-        answer = subprocess.run(
-            [git, "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
-            capture_output=True,
-            text=True,
-            timeout=GIT_SECONDS,
-            check=True,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return answer.stdout.strip() or None
 
 
 def _version_of(name: str) -> str | None:

@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import save_file
 
 from stillhouse.errors import CheckpointError
+from stillhouse.version import source_commit
 from student_worker.callbacks import RunView, StepRecord
-from student_worker.run_folder.facts import source_commit
 from student_worker.run_folder.output_proof import differences, prove
 from student_worker.run_folder.receipt import RECEIPT_FILE, Receipt, read_receipt, verify
 from student_worker.state import WorkerState
