@@ -6,6 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 BUF_VERSION := 1.75.0
+AXE_VERSION := 4.10.3
 BUF := node_modules/.bin/buf
 
 $(VENV)/.python:
@@ -53,8 +54,9 @@ format: $(VENV)/.dev  ## Format, and mend what can be mended.
 types: $(VENV)/.dev  ## mypy, strict.
 	$(BIN)/mypy
 
+# Together: npm removes what the same line does not name. axe-core looks at the live pages, in a test.
 $(BUF):
-	npm install --silent --no-save --no-package-lock @bufbuild/buf@$(BUF_VERSION)
+	npm install --silent --no-save --no-package-lock @bufbuild/buf@$(BUF_VERSION) axe-core@$(AXE_VERSION)
 
 proto: $(VENV)/.dev  ## Regenerate the stubs from proto/.
 	$(BIN)/python -m grpc_tools.protoc --proto_path=proto --python_out=. --grpc_python_out=. \

@@ -60,7 +60,14 @@ class Admission:
             TeacherUnavailableError: the service drains.
             OverloadedError: too many of this caller are in flight.
         """
-        caller = self.access.check(authorization, "teacher")
+        return self.enter_as(self.access.check(authorization, "teacher"))
+
+    def enter_as(self, caller: Caller) -> Place:
+        """Take a place for a caller who has been recognised.
+
+        Raises:
+            TeacherUnavailableError, OverloadedError: as `enter`.
+        """
         if self._is_draining:
             raise TeacherUnavailableError(_DRAINING)
         if not self.access.is_open and self._in_flight[caller.name] >= self._max_requests_per_token:
@@ -76,13 +83,13 @@ class Admission:
         return Place(self, caller)
 
     @asynccontextmanager
-    async def admit(self, authorization: str | None) -> AsyncIterator[Caller]:
+    async def admit(self, caller: Caller) -> AsyncIterator[Caller]:
         """Hold a place, within the time that any request has, for as long as the block runs.
 
         Raises:
-            TeacherError: as `enter` and `bounded`.
+            TeacherError: as `enter_as` and `bounded`.
         """
-        place = self.enter(authorization)
+        place = self.enter_as(caller)
         try:
             async with self.bounded():
                 yield place.caller

@@ -22,20 +22,31 @@ from teacher_service.http_door.requests import field_of
 from teacher_service.http_door.routes import Routes
 from teacher_service.lifecycle import Lifecycle
 from teacher_service.metrics import Metrics
+from teacher_service.page.routes import PageRoutes
+from teacher_service.request_notes import RequestNotes
 
 __all__ = ["OPEN_PATHS", "build_app"]
 
 
-def build_app(lifecycle: Lifecycle, metrics: Metrics, admission: Admission, *, max_body_bytes: int) -> FastAPI:
+def build_app(
+    lifecycle: Lifecycle,
+    metrics: Metrics,
+    admission: Admission,
+    notes: RequestNotes,
+    page: PageRoutes,
+    *,
+    max_body_bytes: int,
+) -> FastAPI:
     """Return the application with every route behind the gate."""
     # The usual pages that show the API load scripts from elsewhere; /openapi.json is all that tools need.
     app = FastAPI(
         title="Stillhouse teacher", version=__version__, docs_url=None, redoc_url=None, redirect_slashes=False
     )
-    app.add_middleware(Gate, admission=admission, metrics=metrics, max_body_bytes=max_body_bytes)
+    app.add_middleware(Gate, admission=admission, metrics=metrics, notes=notes, max_body_bytes=max_body_bytes)
     app.add_exception_handler(TeacherError, _on_error)
     app.add_exception_handler(RequestValidationError, _on_invalid_query)
     app.add_exception_handler(HTTPException, _on_http_exception)
+    app.include_router(page.router())
     app.include_router(Routes(lifecycle, metrics, admission.access).router())
     # What FastAPI derives knows neither our problems nor that bodies are read by hand.
     app.openapi = cache(partial(describe, app))  # type: ignore[method-assign]  # its documented way

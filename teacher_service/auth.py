@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from stillhouse.errors import PermissionDeniedError, UnauthenticatedError
+from stillhouse.pages.passes import find_token, make_pass
 
 Scope = Literal["teacher", "metrics"]
 """What a token opens: `teacher` everything, `metrics` the figures and the detail of readiness alone."""
@@ -21,6 +22,9 @@ ANONYMOUS = "anonymous"
 """The name of every caller where no token is set."""
 
 _SCHEME = "bearer "
+
+PASS_SERVICE = "teacher"  # noqa: S105 - a name, no secret
+"""What a pass is made for: one of another service opens nothing here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,14 +90,43 @@ class Access:
             return Caller(ANONYMOUS)
         if authorization is None or not authorization.lower().startswith(_SCHEME):
             raise UnauthenticatedError("a token is needed: send it in the header `authorization: Bearer TOKEN`")
-        given = _digest(authorization[len(_SCHEME) :].strip())
+        return _may(self._token(authorization[len(_SCHEME) :].strip()), scope)
+
+    def pass_for(self, secret: str) -> str:
+        """Return the pass that whoever shows this token may keep instead of it.
+
+        Raises:
+            UnauthenticatedError: it is none of ours.
+        """
+        return make_pass(self._token(secret).digest, PASS_SERVICE)
+
+    def check_pass(self, given: str | None, scope: Scope) -> Caller:
+        """Return whoever shows this pass.
+
+        Raises:
+            UnauthenticatedError, PermissionDeniedError: as `check`; a pass ends with its token.
+        """
+        if self.is_open:
+            return Caller(ANONYMOUS)
+        tokens = self._tokens
+        found = None if given is None else find_token(given, [token.digest for token in tokens], PASS_SERVICE)
+        if found is None:
+            raise UnauthenticatedError("a token is needed: show one at /")
+        return _may(tokens[found], scope)
+
+    def _token(self, secret: str) -> Token:
+        given = _digest(secret)
         # Each is compared, so that the time says nothing about which one it was.
         matches = [token for token in self._tokens if hmac.compare_digest(given, token.digest)]
         if not matches:
             raise UnauthenticatedError("the token is unknown here")
-        if scope == "teacher" and matches[0].scope != "teacher":
-            raise PermissionDeniedError("this token opens the metrics alone")
-        return Caller(matches[0].name)
+        return matches[0]
+
+
+def _may(token: Token, scope: Scope) -> Caller:
+    if scope == "teacher" and token.scope != "teacher":
+        raise PermissionDeniedError("this token opens the metrics alone")
+    return Caller(token.name)
 
 
 def _digest(secret: str) -> bytes:

@@ -19,8 +19,11 @@ from teacher_service.grpc_door import GrpcDoor
 from teacher_service.http_server import HttpServer
 from teacher_service.lifecycle import Lifecycle
 from teacher_service.metrics import Metrics
+from teacher_service.page.history import History
+from teacher_service.page.routes import PageRoutes
 from teacher_service.plain_app import build_plain_app
 from teacher_service.plain_port import PlainPort
+from teacher_service.request_notes import RequestNotes
 from teacher_service.settings import TeacherSettings
 from teacher_service.tls import Tls
 
@@ -34,19 +37,28 @@ class Doors:
     """What listens; for one event loop. The ports are those that were bound; `plain_port` is 0 without TLS."""
 
     def __init__(
-        self, settings: TeacherSettings, lifecycle: Lifecycle, metrics: Metrics, admission: Admission, tls: Tls | None
+        self,
+        settings: TeacherSettings,
+        lifecycle: Lifecycle,
+        metrics: Metrics,
+        admission: Admission,
+        tls: Tls | None,
+        history: History,
     ) -> None:
         self._settings = settings
         self._tls = tls
         self._is_open_to_all = admission.access.is_open and settings.tls_client_ca is None
-        self._grpc = GrpcDoor(lifecycle, metrics, admission, settings)
+        notes = RequestNotes(settings.log_requests_over_seconds)
+        self._grpc = GrpcDoor(lifecycle, metrics, admission, notes, settings)
         server = partial(
             HttpServer,
             max_connections=settings.max_connections,
             send_stall_seconds=settings.send_stall_seconds,
             close_seconds=LAST_WORDS_SECONDS,
         )
-        self.http_app = build_app(lifecycle, metrics, admission, max_body_bytes=settings.max_http_body_bytes)
+        page = PageRoutes(lifecycle, metrics, admission.access, settings, notes, history)
+        size = settings.max_http_body_bytes
+        self.http_app = build_app(lifecycle, metrics, admission, notes, page, max_body_bytes=size)
         self._http = server(self.http_app, tls=None if tls is None else tls.http_context())
         self._plain_http = server(build_plain_app(lifecycle, metrics, admission.access))
         self._plain: PlainPort | None = None

@@ -20,6 +20,7 @@ from teacher_service.connections import close_port
 from teacher_service.grpc_gate import HEALTH_MESSAGE_BYTES, HEALTH_NAME, Gate
 from teacher_service.lifecycle import Lifecycle
 from teacher_service.metrics import Metrics
+from teacher_service.request_notes import RequestNotes
 from teacher_service.servicer import TeacherServicer
 from teacher_service.settings import TeacherSettings
 
@@ -83,8 +84,15 @@ def server_options(settings: TeacherSettings, max_received_bytes: int) -> list[t
 class GrpcDoor:
     """The gRPC server and, where TLS closes it to probes, one of health alone on a Unix socket; for one event loop."""
 
-    def __init__(self, lifecycle: Lifecycle, metrics: Metrics, admission: Admission, settings: TeacherSettings) -> None:
-        self._gate = gate = Gate(admission, metrics, send_stall_seconds=settings.send_stall_seconds)
+    def __init__(
+        self,
+        lifecycle: Lifecycle,
+        metrics: Metrics,
+        admission: Admission,
+        notes: RequestNotes,
+        settings: TeacherSettings,
+    ) -> None:
+        self._gate = gate = Gate(admission, metrics, notes, send_stall_seconds=settings.send_stall_seconds)
         options, health_options = (
             server_options(settings, size) for size in (settings.max_message_bytes, HEALTH_MESSAGE_BYTES)
         )

@@ -27,15 +27,18 @@ from stillhouse.errors import (
     TeacherTimeoutError,
     UnauthenticatedError,
 )
+from stillhouse.request_ids import REQUEST_ID_HEADER
 from stillhouse.status import Status, status_of
 from teacher_service.admission import Admission
 from teacher_service.connections import close_connection
 from teacher_service.metrics import Metrics
+from teacher_service.request_notes import RequestNote, RequestNotes, note_caller
 
 HEALTH_NAME = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 OPEN_METHODS = frozenset(f"/{HEALTH_NAME}/{name}" for name in ("Check", "List", "Watch"))
 """What needs no token."""
 
+_HEALTH_NAMES = frozenset(method.rpartition("/")[2] for method in OPEN_METHODS)
 _WATCH = f"/{HEALTH_NAME}/Watch"
 # A watcher costs a stream for as long as it likes and needs no token; a probe asks with Check.
 _MAX_WATCHERS = 64
@@ -62,9 +65,12 @@ logger = structlog.get_logger(__name__)
 class Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic to its stubs alone
     """Lets a call through to its handler, or answers it with what it may not have."""
 
-    def __init__(self, admission: Admission, metrics: Metrics, *, send_stall_seconds: float) -> None:
+    def __init__(
+        self, admission: Admission, metrics: Metrics, notes: RequestNotes, *, send_stall_seconds: float
+    ) -> None:
         self._admission = admission
         self._metrics = metrics
+        self._notes = notes
         self._send_stall_seconds = send_stall_seconds
         self.num_watchers = 0
         self._unread_questions: list[asyncio.Timeout] = []
@@ -145,6 +151,7 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic to 
         async with self._admission.bounded():
             # gRPC gives each call a task, and so a context, of its own: nothing has to be unbound.
             structlog.contextvars.bind_contextvars(caller=place.caller.name)
+            note_caller(place.caller.name)
             yield
 
     @asynccontextmanager
@@ -210,9 +217,17 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic to 
 
     @asynccontextmanager
     async def _counted(self, method: str, context: Context) -> AsyncIterator[_Outcome]:
-        """Count a call; whatever it raises becomes the outcome's status."""
+        """Count a call and note it; whatever it raises becomes the outcome's status."""
+        given = _text(dict(context.invocation_metadata() or ()).get(REQUEST_ID_HEADER))
+        with self._notes.taking(method, given, is_shown=method not in _HEALTH_NAMES) as note:
+            context.set_trailing_metadata(((REQUEST_ID_HEADER, note.request_id),))
+            async with self._told_of(method, context, note) as outcome:
+                yield outcome
+
+    @asynccontextmanager
+    async def _told_of(self, method: str, context: Context, note: RequestNote) -> AsyncIterator[_Outcome]:
         started = time.monotonic()
-        outcome = _Outcome()
+        outcome = _Outcome(note.request_id)
         code = grpc.StatusCode.OK
         try:
             yield outcome
@@ -231,6 +246,7 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic to 
             outcome.status = status_of(error)
             code = outcome.status.code
         finally:
+            note.code = code.name
             self._metrics.requests.labels(method, code.name).inc()
             self._metrics.request_duration.labels(method).observe(time.monotonic() - started)
 
@@ -244,10 +260,14 @@ class _Outcome:
 
     status: Status | None = None
 
+    def __init__(self, request_id: str) -> None:
+        self._request_id = request_id
+
     async def tell(self, context: Context) -> None:
         """End the call with its status."""
         if self.status is not None:
-            context.set_trailing_metadata(self.status.trailing_metadata)
+            named = (REQUEST_ID_HEADER, self._request_id)
+            context.set_trailing_metadata((*self.status.trailing_metadata, named))
             with suppress(TimeoutError):
                 async with asyncio.timeout(_STATUS_SECONDS):
                     await context.abort(self.status.code, self.status.message)

@@ -25,6 +25,7 @@ from teacher_service.cache import AnswerCache
 from teacher_service.doors import LAST_WORDS_SECONDS, Doors
 from teacher_service.lifecycle import Lifecycle
 from teacher_service.metrics import Metrics
+from teacher_service.page.history import History
 from teacher_service.settings import TeacherSettings
 from teacher_service.teacher import Teacher
 from teacher_service.tls import Tls
@@ -63,7 +64,8 @@ class TeacherService:
         )
         self._tls = None if settings.tls_certificate is None else Tls(settings, self.metrics)
         self._cache = None if redis_url is None else self._open_cache(redis_url)
-        self._doors = Doors(settings, self.lifecycle, self.metrics, self._admission, self._tls)
+        self._history = History(self.metrics)
+        self._doors = Doors(settings, self.lifecycle, self.metrics, self._admission, self._tls, self._history)
         self._watching: set[asyncio.Task[None]] = set()
         self._teacher: Teacher | None = None
         self._stopping = asyncio.Event()
@@ -97,6 +99,7 @@ class TeacherService:
         """
         await self._doors.open()
         self._is_open = True
+        self._watching.add(asyncio.create_task(self._history.keep(), name="history"))
         # One of a process that was killed: nobody must take it for ours.
         self._remove_ready_file()
         if not any(token.scope == "teacher" for token in self._access.tokens) and not self._access.is_open:

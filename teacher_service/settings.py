@@ -182,6 +182,9 @@ class TeacherSettings(BaseSettings):
 
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """The least severe events that are logged. Example: info."""
+    log_requests_over_seconds: float = Field(default=5.0, ge=0)
+    """Log each request that took so long, in seconds, with its id, its caller and where its time went; 0 logs every
+    one. Those that failed are logged at any length. Example: 5."""
     log_format: Literal["auto", "json", "text"] = "auto"
     """How events are logged: auto is text on a terminal and JSON elsewhere. Example: json."""
 

@@ -28,6 +28,7 @@ from teacher_service.computing import BatchComputer, answers_fingerprint
 from teacher_service.leading import Leader
 from teacher_service.metrics import Metrics
 from teacher_service.recall import Recall
+from teacher_service.request_notes import note_answer, note_request
 from teacher_service.settings import TeacherSettings
 from teacher_service.single_flight import SingleFlight, Ticket
 
@@ -86,6 +87,8 @@ class Teacher:
         self._leader = None if self._recall is None else Leader(self._recall, metrics, self._batcher.submit)
         self.running = asyncio.create_task(self._batcher.run(), name="batcher")
         """Ends only when `close` is called; a service whose teacher has ended otherwise cannot go on."""
+        self.token_ids = backend.token_ids
+        """Text to ids, as `TeacherBackend.token_ids`."""
         self.output_head = backend.output_head()
         """The head with which a caller rebuilds logits from HIDDEN; None where HIDDEN is not offered."""
         self.description = _describe(backend.describe(), self.output_head, settings)
@@ -116,9 +119,17 @@ class Teacher:
             TeacherError: another of its kinds, when there is no answer.
         """
         size = self.check(request)
+        note_request(request)
         token_counts = [len(sequence.token_ids) for sequence in request.sequences]
         with self._capacity.admitting(token_counts, answer_bytes=size) as place:
-            yield await self._answer(request, place)
+            answer = await self._answer(request, place)
+            note_answer(
+                cache_hits=answer.cache_hits,
+                queue_seconds=answer.queue_seconds,
+                compute_seconds=answer.compute_seconds,
+                encode_seconds=answer.encode_seconds,
+            )
+            yield answer
 
     async def _answer(self, request: LogitsRequest, place: Place) -> EncodedAnswer:
         headers = expected_headers(request, self.description)

@@ -100,6 +100,14 @@ class TeacherBackend(ABC):
         """
         return len(lengths) * max(lengths)
 
+    def token_ids(self, text: str) -> list[int] | None:
+        """Return the ids that the model's tokenizer makes of a text, for people who look at the live page.
+
+        None where there is no tokenizer. Called from any thread, beside `forward` too.
+        """
+        del text
+        return None
+
     def output_head(self) -> OutputHead | None:
         """Return the head with which a caller rebuilds the logits from `forward`'s rows; None offers no HIDDEN.
 

@@ -59,6 +59,11 @@ class FixtureBackend(TeacherBackend):
         logits = torch.zeros(len(hidden_rows), self._vocabulary_size)
         return logits.scatter_(1, hidden_rows, PREFERRED_LOGIT)
 
+    def token_ids(self, text: str) -> list[int]:
+        """Return the numbers that the text holds, as far as they are ids."""
+        numbers = (int(word) for word in text.split() if word.isascii() and word.isdecimal() and len(word) < 10)
+        return [number for number in numbers if number < self._vocabulary_size]
+
     def output_head(self) -> OutputHead | None:
         """Return the head, where the vocabulary is small enough for one."""
         return self._output_head

@@ -118,22 +118,26 @@ def open_transformers(settings: TeacherSettings) -> TeacherBackend:
         on_progress=lambda done, total: report("weights", done, total),
     )
     report("tokenizer")
+    tokens, encode = _tokenizer(folder, settings.trust_remote_code)
     backend = TensorParallelBackend if settings.tp_plan else TransformersBackend
     return backend(
         model,
         name=name,
-        tokens=_tokens(folder, settings.trust_remote_code),
+        tokens=tokens,
+        encode=encode,
         pass_tokens=_pass_tokens(settings, device),
     )
 
 
-def _tokens(folder: Any, trust_remote_code: bool) -> tuple[str, ...]:
+def _tokenizer(folder: Any, trust_remote_code: bool) -> tuple[tuple[str, ...], Callable[[str], list[int]] | None]:
+    """Return the tokens by id and what makes ids of a text; nothing of either where there is no tokenizer."""
     from stillhouse.models import has_tokenizer, load_tokenizer
     from stillhouse.vocabulary import tokenizer_tokens
 
     if not has_tokenizer(folder):
-        return ()
-    return tokenizer_tokens(load_tokenizer(folder, trust_remote_code=trust_remote_code))
+        return (), None
+    tokenizer: Any = load_tokenizer(folder, trust_remote_code=trust_remote_code)
+    return tokenizer_tokens(tokenizer), lambda text: list(tokenizer(text)["input_ids"])
 
 
 def _pass_tokens(settings: TeacherSettings, device: torch.device) -> int | None:

@@ -9,6 +9,7 @@ its own. Shapes: B batch rows, L tokens, P positions, D hidden, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
 from importlib.metadata import version
 from itertools import islice
@@ -51,15 +52,23 @@ class TransformersBackend(TeacherBackend):
         model: the model, on its device or devices.
         name: what to call it.
         tokens: its tokenizer's, by id; empty where there is none.
+        encode: its tokenizer's way from text to ids; None where there is none.
         pass_tokens: None is throughput mode. A number is deterministic mode, in passes of so many tokens each,
             padding included; 1 is one row a pass, without padding.
     """
 
     def __init__(
-        self, model: PreTrainedModel, *, name: str, tokens: tuple[str, ...] = (), pass_tokens: int | None = None
+        self,
+        model: PreTrainedModel,
+        *,
+        name: str,
+        tokens: tuple[str, ...] = (),
+        encode: Callable[[str], list[int]] | None = None,
+        pass_tokens: int | None = None,
     ) -> None:
         # Typed loosely: what a model takes and gives differs by architecture.
         self._model: Any = cast("Any", model)
+        self._encode = encode
         self._place = Placement(model)
         report("probe")
         vocabulary_size = self._probe_vocabulary(name)
@@ -89,6 +98,10 @@ class TransformersBackend(TeacherBackend):
     def describe(self) -> BackendDescription:
         """Return what was worked out while loading."""
         return self._description
+
+    def token_ids(self, text: str) -> list[int] | None:
+        """Return what the model's own tokenizer makes of a text, its special tokens included."""
+        return None if self._encode is None else self._encode(text)
 
     def output_head(self) -> OutputHead | None:
         """Return the model's own head, scale and soft cap; None where they do not explain its logits."""

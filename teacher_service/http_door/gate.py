@@ -14,11 +14,17 @@ import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from stillhouse.errors import PermissionDeniedError, UnauthenticatedError
+from stillhouse.pages.passes import cookie_of
+from stillhouse.request_ids import REQUEST_ID_HEADER
 from teacher_service.admission import Admission
+from teacher_service.auth import Access, Caller
+from teacher_service.auth import Scope as AccessScope
 from teacher_service.http_door.bodies import Bodies, Body, CallerGone, header
 from teacher_service.http_door.problems import problem_of
 from teacher_service.http_door.streaming import NO_BODY
 from teacher_service.metrics import Metrics
+from teacher_service.page import paths
+from teacher_service.request_notes import RequestNote, RequestNotes
 
 OPEN_PATHS = frozenset({"/livez", "/readyz"})
 """What needs no token."""
@@ -26,7 +32,9 @@ OPEN_PATHS = frozenset({"/livez", "/readyz"})
 HELD = "stillhouse.held"
 """Where a scope keeps the exit stack of what is held until the answer has left."""
 
-_COUNTED_PATHS = frozenset({*OPEN_PATHS, "/metrics", "/v1/teacher", "/v1/logits", "/v1/output-head", "/openapi.json"})
+# What is somebody's work, and worth a line where it is slow.
+_WORKING_PATHS = frozenset({"/v1/teacher", "/v1/logits", "/v1/output-head", paths.ASK[1]})
+_COUNTED_PATHS = frozenset({*OPEN_PATHS, *_WORKING_PATHS, *paths.PAGE_PATHS, "/metrics", "/openapi.json"})
 
 # What proxies count such requests as; nobody sees it but the metrics.
 _CALLER_GONE = 499
@@ -42,12 +50,14 @@ class Gate:
         app: ASGIApp,
         admission: Admission,
         metrics: Metrics,
+        notes: RequestNotes,
         *,
         max_body_bytes: int,
     ) -> None:
         self._app = app
         self._admission = admission
         self._metrics = metrics
+        self._notes = notes
         self._bodies = Bodies(max_body_bytes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -57,24 +67,29 @@ class Gate:
         if scope["method"] == "HEAD":
             # Answered as GET is; what body there is, the server below leaves out.
             scope = {**scope, "method": "GET", NO_BODY: True}
+        # Names that a caller makes up must not become series.
+        known = scope["path"] in _COUNTED_PATHS and scope["method"] in ("GET", "POST")
+        method = f"{scope['method']} {scope['path']}" if known else "other"
+        given, is_work = header(scope, REQUEST_ID_HEADER), scope["path"] in _WORKING_PATHS
+        with self._notes.taking(method, given, is_shown=is_work) as note:
+            await self._answer(method, note, scope, receive, _Answer(send, note.request_id))
+
+    async def _answer(self, method: str, note: RequestNote, scope: Scope, receive: Receive, answer: _Answer) -> None:
         started = time.monotonic()
-        answer = _Answer(send)
         body = Body(scope, receive)
         try:
-            await self._serve(scope, body, receive, answer)
+            await self._serve(scope, body, receive, answer, note)
         except CallerGone:
             answer.status = _CALLER_GONE
         except Exception as error:  # noqa: BLE001 - told to the caller, and logged where it is a fault
             await self._refuse(error, scope, body, answer)
         finally:
-            # Names that a caller makes up must not become series.
-            known = scope["path"] in _COUNTED_PATHS and scope["method"] in ("GET", "POST")
-            method = f"{scope['method']} {scope['path']}" if known else "other"
+            note.code = str(answer.status)
             self._metrics.requests.labels(method, str(answer.status)).inc()
             self._metrics.request_duration.labels(method).observe(time.monotonic() - started)
 
-    async def _serve(self, scope: Scope, body: Body, receive: Receive, answer: _Answer) -> None:
-        async with self._admitted(scope), self._bodies.read(body) as data:
+    async def _serve(self, scope: Scope, body: Body, receive: Receive, answer: _Answer, note: RequestNote) -> None:
+        async with self._admitted(scope, note), self._bodies.read(body) as data:
             gone = asyncio.ensure_future(_caller_gone(receive))
             work = asyncio.ensure_future(self._work(scope, data, gone, answer))
             try:
@@ -102,15 +117,17 @@ class Gate:
             await self._app({**scope, HELD: held}, replay, answer.send)
 
     @asynccontextmanager
-    async def _admitted(self, scope: Scope) -> AsyncIterator[None]:
-        """Hold the caller's place; health and metrics need none, so that they answer in any weather."""
-        if scope["path"] in OPEN_PATHS:
+    async def _admitted(self, scope: Scope, note: RequestNote) -> AsyncIterator[None]:
+        """Hold the caller's place; health, metrics and the page need none, so that they answer in any weather."""
+        asked = (scope["method"], scope["path"])
+        if scope["path"] in OPEN_PATHS or asked in paths.OPEN or asked == paths.HOME:
             yield
-        elif scope["path"] == "/metrics":
-            self._admission.access.check(header(scope, "authorization"), "metrics")
+        elif scope["path"] == "/metrics" or asked == paths.LIVE:
+            caller_of(self._admission.access, scope, "metrics")
             yield
         else:
-            async with self._admission.admit(header(scope, "authorization")) as caller:
+            async with self._admission.admit(caller_of(self._admission.access, scope, "teacher")) as caller:
+                note.caller = caller.name
                 with structlog.contextvars.bound_contextvars(caller=caller.name):
                     yield
 
@@ -127,11 +144,24 @@ class Gate:
         await problem(scope, _nothing, answer.send)
 
 
+def caller_of(access: Access, scope: Scope, wanted: AccessScope) -> Caller:
+    """Return who asks: by a token or, on the page's own paths alone, by the pass that a browser keeps.
+
+    Raises:
+        UnauthenticatedError, PermissionDeniedError: as `Access.check`.
+    """
+    authorization = header(scope, "authorization")
+    if authorization is None and scope["path"] in paths.PAGE_PATHS:
+        return access.check_pass(cookie_of(header(scope, "cookie"), paths.COOKIE), wanted)
+    return access.check(authorization, wanted)
+
+
 class _Answer:
     """What is sent for one request, and how far it has come."""
 
-    def __init__(self, send: Send) -> None:
+    def __init__(self, send: Send, request_id: str) -> None:
         self._send = send
+        self._request_id = request_id
         self.status = 500
         self.has_begun = False
         self.is_complete = False
@@ -140,6 +170,8 @@ class _Answer:
         """Send on, as soon as the caller has room for it."""
         if message["type"] == "http.response.start":
             self.status, self.has_begun = message["status"], True
+            named = (REQUEST_ID_HEADER.encode(), self._request_id.encode())
+            message = {**message, "headers": [*message.get("headers", ()), named]}
         else:
             self.is_complete = not message.get("more_body", False)
         await self._send(message)

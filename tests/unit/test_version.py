@@ -43,7 +43,7 @@ class Installed(Distribution):
     def read_text(self, filename: str) -> str | None:
         return json.dumps(self._noted) if filename == "direct_url.json" else None
 
-    def locate_file(self, path: object) -> Path:  # type: ignore[override]  # never asked
+    def locate_file(self, path: object) -> Path:
         raise NotImplementedError(path)
 
 
