@@ -1,7 +1,7 @@
-"""A worker's health and metrics over HTTP, in a thread beside the training.
+"""A worker's health, metrics and live page over HTTP, in a thread beside the training.
 
-`/livez` says that the process answers, `/readyz` that it trains, `/metrics` is the Prometheus page. Knows nothing of
-training.
+`/livez` says that the process answers, `/readyz` that it trains, `/metrics` is for Prometheus and `/` for people. Knows
+nothing of training.
 """
 
 from __future__ import annotations
@@ -16,6 +16,9 @@ from fastapi import FastAPI, Response
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
 from stillhouse.errors import ConfigurationError
+from student_worker.page.access import Access, Gate
+from student_worker.page.page import RunPage
+from student_worker.page.routes import PageRoutes
 
 PORTS_TRIED = 64
 """How far from the asked port a free one is looked for, where several runs share a host."""
@@ -23,9 +26,15 @@ PORTS_TRIED = 64
 STOP_SECONDS = 5.0
 
 
-def build_app(registry: CollectorRegistry, is_ready: Callable[[], bool]) -> FastAPI:
-    """Return the application."""
+def build_app(
+    registry: CollectorRegistry, is_ready: Callable[[], bool], page: RunPage | None = None, token: str | None = None
+) -> FastAPI:
+    """Return the application; with a token set, all but health asks for it."""
     app = FastAPI(openapi_url=None)
+    access = Access(token)
+    app.add_middleware(Gate, access=access)
+    if page is not None:
+        app.include_router(PageRoutes(page, access).router())
 
     @app.get("/livez")
     async def livez() -> dict[str, str]:

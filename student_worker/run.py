@@ -24,12 +24,14 @@ from student_worker import assemble
 from student_worker.answering import Answering
 from student_worker.app import HttpServer, bind, build_app
 from student_worker.cadence import Cadence
+from student_worker.callbacks.base import Callback
 from student_worker.callbacks.choose import check_callbacks, make_callbacks
 from student_worker.determinism import only_deterministic_kernels
 from student_worker.elastic.elastic_group import GroupLostError
 from student_worker.elastic.reduction import gradient_sum
 from student_worker.elastic.threads import settle_threads
 from student_worker.metrics import WorkerMetrics
+from student_worker.page.page import RunPage
 from student_worker.parts import Outcome, Parts, SavesNothing
 from student_worker.patience import Interrupted, TeacherAwayError
 from student_worker.planning.preflight import Ready, identity, prepare_run
@@ -119,7 +121,9 @@ class _Run:
         self._began = time.time()
         # Only workers of one launcher are sure to share a host's ports.
         port = recipe.http_port + (recipe.worker_index if recipe.http_port and recipe.local_workers > 1 else 0)
-        app = build_app(self._metrics.registry, self._is_training.is_set)
+        self._page = RunPage(recipe, self._metrics, self._is_training.is_set)
+        http_token = recipe.http_token.get_secret_value() if recipe.http_token else None
+        app = build_app(self._metrics.registry, self._is_training.is_set, self._page, http_token)
         self._server = HttpServer(app, bind(recipe.http_host, port))
         open_parts.callback(self._server.close)
         self._answering = open_parts.enter_context(Answering(recipe, stopping))
@@ -147,7 +151,11 @@ class _Run:
         prefetcher = assemble.make_prefetcher(recipe, ready, answering, self._stopping)
         self._open_parts.callback(prefetcher.close)
         cadence = assemble.make_cadence(recipe, ready)
-        callbacks = [*make_callbacks(recipe, cadence, evaluates=best is not None), self._receipt]
+        callbacks = [
+            *make_callbacks(recipe, cadence, evaluates=best is not None),
+            self._receipt,
+            *self._watchers(ready),
+        ]
         n = optimizer.num_parameters
         trainer = Trainer(
             Parts(
@@ -191,6 +199,16 @@ class _Run:
             if trainer.outcome.is_first:
                 self._fail(ready, state, trainer.outcome, saving, error)
             raise
+
+    def _watchers(self, ready: Ready) -> list[Callback]:
+        """Return what the live page is told by."""
+        facts = {
+            "Student": ready.description,
+            "Teacher": ready.teacher.model,
+            "Encoding": format_encoding(ready.asking.encoding),
+            "Objective": f"alpha {self._recipe.alpha:g} (weight of cross-entropy), T = {self._recipe.temperature:g}",
+        }
+        return self._page.watch(ready.student, lambda: ready.steps.shard(0, 0), facts)
 
     def _say_start(self, ready: Ready, state: WorkerState) -> None:
         _log.info(

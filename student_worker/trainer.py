@@ -193,9 +193,9 @@ class Trainer:
     def _apply(self, gradient: Tensor, losses: ShardLoss, reason: str, began: float, waited: float) -> None:
         parts = self._parts
         step = parts.state.step
-        self._guard(gradient, losses, reason)
         counts, rate = parts.steps.counts(step), parts.schedule.at(step)
         with parts.metrics.timing("update"):
+            self._guard(gradient, losses, reason)
             norm = parts.optimizer.apply(gradient, rate)
         parts.state.step = parts.view.step = step + 1
         parts.state.num_tokens += counts.num_tokens

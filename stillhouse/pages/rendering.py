@@ -29,8 +29,9 @@ class Pages:
         self._environment = Environment(
             loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
         )
-        filters: dict[str, Callable[..., str]] = {
+        filters: dict[str, Callable[..., Any]] = {
             "number": number, "size": size, "seconds": duration, "percent": percent, "ago": ago, "visible": visible,
+            "shown_part": _shown_part, "read_part": _read_part,
         }  # fmt: skip
         self._environment.filters |= filters
         self._environment.globals |= {
@@ -86,6 +87,16 @@ def percent(value: float | None) -> str:
 def ago(when: float | None) -> str:
     """Return how long ago a time since the epoch was."""
     return "never" if when is None else f"{duration(max(0.0, time.time() - when))} ago"
+
+
+def _shown_part(part: tuple[str, str, float, float]) -> tuple[str, float]:
+    """Return what a stack draws of a part: its colour and its amount."""
+    return part[0], part[2]
+
+
+def _read_part(part: tuple[str, str, float, float]) -> str:
+    """Return what is read out of it."""
+    return f"{part[1]} {percent(part[3])}"
 
 
 def visible(text: str | None) -> str:

@@ -26,7 +26,7 @@ from student_worker.run_folder.journal import write_whole
 CROSS_ENTROPY = "cross_entropy"
 """The name of the arm that learns from the labels alone."""
 
-SECRETS = ("teacher_token", "run_token")
+SECRETS = ("teacher_token", "run_token", "http_token")
 
 _OF_A_TEACHER = ("encoding", "top_k_tail", "loss", "jsd_beta", "temperature")
 """Keys with no effect where cross-entropy has all the weight."""

@@ -293,6 +293,13 @@ class Recipe(Strict):
         description="Its port, plus worker_index under --workers; one that is taken: the next. 0: a free one.",
     )
 
+    http_token: SecretStr | None = Field(
+        None,
+        min_length=16,
+        description="A token that its metrics and live page ask for; better given as STUDENT_HTTP_TOKEN than on a "
+        "command line.",
+    )
+
     @field_validator("teacher")
     @classmethod
     def _check_teacher(cls, value: str | None, info: ValidationInfo) -> str | None:
