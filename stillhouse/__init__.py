@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     )
     from stillhouse.providers import Answer, StudentLogitsProvider, TeacherLogitsProvider
     from stillhouse.request import All, Explicit, From, Last, LogitsRequest, Sequence, TeacherDescription
+    from stillhouse.request_ids import request_id
     from stillhouse.store import Store, StoreDataset, StoredSample, open_store
 
 _HOME = {
@@ -86,6 +87,7 @@ _HOME = {
     "LogitsRequest": "request",
     "Sequence": "request",
     "TeacherDescription": "request",
+    "request_id": "request_ids",
 }
 
 __all__ = [
@@ -135,6 +137,7 @@ __all__ = [
     "kd_step_per_position",
     "open_store",
     "prepare",
+    "request_id",
 ]
 
 

@@ -25,11 +25,13 @@ from stillhouse.payloads import OutputHead, Payload
 from stillhouse.plain_requests import CandidateRows, PositionChoice, TokenRows, plain_request
 from stillhouse.providers import Answer
 from stillhouse.request import LogitsRequest, TeacherDescription
+from stillhouse.request_ids import naming_errors, request_id
 from stillhouse.retries import LEAST_TIMEOUT_SECONDS
 from stillhouse.scoring import plan_scoring
 from stillhouse.status import error_of
 from stillhouse.teacher.v1 import teacher_service_pb2 as pb
 from stillhouse.teacher.v1 import teacher_service_pb2_grpc as rpc
+from stillhouse.tracing import span
 
 _R = TypeVar("_R")
 
@@ -192,4 +194,6 @@ class AsyncTeacherClient(ClientBase):
             except grpc.aio.AioRpcError as error:
                 raise error_of(error, self.address) from error
 
-        return await tenacity.AsyncRetrying(**self._new_retries().options())(once)
+        # One id for all attempts: the teacher's log then shows them together.
+        with request_id() as name, naming_errors(name), span("teacher call", request_id=name):
+            return await tenacity.AsyncRetrying(**self._new_retries().options())(once)

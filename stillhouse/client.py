@@ -27,10 +27,12 @@ from stillhouse.messages import request_to_proto
 from stillhouse.payloads import OutputHead
 from stillhouse.providers import Answer, TeacherLogitsProvider
 from stillhouse.request import LogitsRequest, TeacherDescription
+from stillhouse.request_ids import naming_errors, request_id
 from stillhouse.retries import LEAST_TIMEOUT_SECONDS
 from stillhouse.status import FailedCall, error_of
 from stillhouse.teacher.v1 import teacher_service_pb2 as pb
 from stillhouse.teacher.v1 import teacher_service_pb2_grpc as rpc
+from stillhouse.tracing import span
 
 _R = TypeVar("_R")
 
@@ -149,4 +151,6 @@ class TeacherClient(ClientBase, TeacherLogitsProvider):
             except grpc.RpcError as error:
                 raise error_of(cast("FailedCall", error), self.address) from error
 
-        return tenacity.Retrying(**self._new_retries().options())(once)
+        # One id for all attempts: the teacher's log then shows them together.
+        with request_id() as name, naming_errors(name), span("teacher call", request_id=name):
+            return tenacity.Retrying(**self._new_retries().options())(once)

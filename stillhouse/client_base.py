@@ -25,8 +25,10 @@ from stillhouse.head_exchange import HeadReader
 from stillhouse.messages import description_from_proto
 from stillhouse.payloads import OutputHead
 from stillhouse.request import LogitsRequest, TeacherDescription
+from stillhouse.request_ids import REQUEST_ID_HEADER, current_request_id, new_request_id
 from stillhouse.retries import Retries
 from stillhouse.teacher.v1 import teacher_service_pb2 as pb
+from stillhouse.tracing import trace_headers
 
 _logger = logging.getLogger("stillhouse.client")
 
@@ -83,7 +85,7 @@ class ClientBase(ABC):
         if token and credentials is None and not is_local(address):
             _logger.warning("teacher %s: the token travels in the clear; give credentials to use TLS", address)
         self.address = address
-        self._metadata = (("authorization", f"Bearer {token}"),) if token else ()
+        self._authorization = (("authorization", f"Bearer {token}"),) if token else ()
         self._expected_fingerprint = expected_fingerprint
         self._timeout_seconds = timeout_seconds
         self._max_attempts = max_attempts
@@ -110,6 +112,11 @@ class ClientBase(ABC):
     def retries(self) -> dict[str, int]:
         """How many calls were tried again since the client was made, by the class of the error that they met."""
         return dict(self._retries)
+
+    @property
+    def _metadata(self) -> tuple[tuple[str, str], ...]:
+        """What is sent with a call: the token, and the id of the request that it is a part of."""
+        return (*self._authorization, (REQUEST_ID_HEADER, current_request_id() or new_request_id()), *trace_headers())
 
     def _check_usable(self) -> None:
         if self._is_closed:

@@ -68,6 +68,9 @@ class TeacherError(StillhouseError):
     grpc_code: ClassVar[str] = "UNKNOWN"
     http_status: ClassVar[int] = 500
 
+    request_id: str = ""
+    """What the request is called in the teacher's log, where a client raised this."""
+
 
 class InvalidRequestError(TeacherError, ValueError):
     """Ids, shapes or an encoding that no teacher could serve; the message names the field and the value."""

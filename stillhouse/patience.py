@@ -100,6 +100,7 @@ class PatientTeacher:
             next_attempt_in_seconds=round(state.upcoming_sleep, 1),
             gives_up_after_seconds=self._wait_seconds,
             reason=str(_error_of(state)),
+            request_id=getattr(_error_of(state), "request_id", ""),
         )
 
 

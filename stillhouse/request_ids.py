@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
+from stillhouse.errors import TeacherError
+
 REQUEST_ID_HEADER = "x-request-id"
 
 # What other tools make (UUIDs, trace ids, pod names with numbers); it stands in logs, so nothing else may be in it.
@@ -49,3 +51,13 @@ def request_id(name: str | None = None) -> Iterator[str]:
         yield chosen
     finally:
         _current.reset(token)
+
+
+@contextmanager
+def naming_errors(name: str) -> Iterator[None]:
+    """Say in a teacher's error which request it was an answer to."""
+    try:
+        yield
+    except TeacherError as error:
+        error.request_id = name
+        raise

@@ -16,6 +16,7 @@ from typing import Any
 import tenacity
 
 from stillhouse.errors import CodecError, OverloadedError, StreamError, TeacherUnavailableError
+from stillhouse.request_ids import current_request_id
 
 FIRST_WAIT_SECONDS = 0.1
 LONGEST_WAIT_SECONDS = 5.0
@@ -70,8 +71,9 @@ class Retries:
         if error is not None:
             self._on_retry(error)
         _logger.warning(
-            "teacher %s: attempt %d of %d failed, the next in %.1f s: %s",
+            "teacher %s: request %s: attempt %d of %d failed, the next in %.1f s: %s",
             self._address,
+            current_request_id() or "-",
             state.attempt_number,
             self._max_attempts,
             state.upcoming_sleep,

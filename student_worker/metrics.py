@@ -14,6 +14,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from stillhouse.own_metrics import show_self
 from stillhouse.providers import Answer
+from stillhouse.tracing import span
 from student_worker.callbacks.base import Callback, RunView, StepRecord
 from student_worker.evaluation.figures import Evaluation
 from student_worker.prefetch import Prefetcher
@@ -106,7 +107,8 @@ class WorkerMetrics(Callback):
         """Count the time of the block as this phase's."""
         began = time.monotonic()
         try:
-            yield
+            with span(phase):
+                yield
         finally:
             self._spent(phase, time.monotonic() - began)
 

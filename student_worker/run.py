@@ -20,6 +20,7 @@ from stillhouse.encoding_text import format_encoding
 from stillhouse.errors import CheckpointError, GuardError, StillhouseError, StoreError, TeacherError
 from stillhouse.logs import configure_logging
 from stillhouse.models import pick_device, silence_transformers
+from stillhouse.tracing import configure_tracing
 from student_worker import assemble
 from student_worker.answering import Answering
 from student_worker.app import HttpServer, bind, build_app
@@ -73,12 +74,14 @@ def run(recipe: Recipe) -> int:
     assemble.check_group(recipe)
     check_callbacks(recipe)
     configure_logging(worker=recipe.worker_index)
+    end_tracing = configure_tracing("stillhouse-student")
     silence_transformers()
     settle_threads(recipe)
     if recipe.full_determinism:
         only_deterministic_kernels()
     stopping = threading.Event()
     with ExitStack() as open_parts, stop_on_signals(stopping):
+        open_parts.callback(end_tracing)
         try:
             return _Run(recipe, stopping, open_parts).run()
         except Interrupted:

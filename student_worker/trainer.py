@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from stillhouse.errors import GuardError
+from stillhouse.tracing import span
 from student_worker.callbacks import StepRecord
 from student_worker.callbacks.hooks import Hooks
 from student_worker.elastic.group import Membership, SoloGroup
@@ -83,7 +84,8 @@ class Trainer:
             self._milestones.evaluate()
             while (status := self._status()) is None:
                 fail_point("between-steps", parts.state.step)
-                self._step()
+                with span("step", step=parts.state.step + 1):
+                    self._step()
         except Interrupted:
             return "interrupted"
         return status

@@ -218,8 +218,9 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic to 
     @asynccontextmanager
     async def _counted(self, method: str, context: Context) -> AsyncIterator[_Outcome]:
         """Count a call and note it; whatever it raises becomes the outcome's status."""
-        given = _text(dict(context.invocation_metadata() or ()).get(REQUEST_ID_HEADER))
-        with self._notes.taking(method, given, is_shown=method not in _HEALTH_NAMES) as note:
+        metadata = {key: _text(value) or "" for key, value in context.invocation_metadata() or ()}
+        given = metadata.get(REQUEST_ID_HEADER)
+        with self._notes.taking(method, given, metadata, is_shown=method not in _HEALTH_NAMES) as note:
             context.set_trailing_metadata(((REQUEST_ID_HEADER, note.request_id),))
             async with self._told_of(method, context, note) as outcome:
                 yield outcome

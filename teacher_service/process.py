@@ -18,6 +18,7 @@ import structlog
 
 from stillhouse.errors import ConfigurationError, StillhouseError
 from stillhouse.logs import configure_logging
+from stillhouse.tracing import configure_tracing
 from teacher_service.backends.opening import follow, is_follower
 from teacher_service.embedded_redis import EmbeddedRedis
 from teacher_service.service import TeacherService
@@ -40,6 +41,14 @@ def run(settings: TeacherSettings) -> int:
     """
     # Whoever looks for a fault asks for debug and gets stacks; nobody else need see how this machine is laid out.
     configure_logging(settings.log_level, settings.log_format, stacks=settings.log_level == "debug")
+    end_tracing = configure_tracing("stillhouse-teacher")
+    try:
+        return _run(settings)
+    finally:
+        end_tracing()
+
+
+def _run(settings: TeacherSettings) -> int:
     if is_follower(settings):
         follow(settings)
         return 0

@@ -7,8 +7,8 @@ took long or failed, and a place among the slowest for the page. Knows nothing o
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,6 +19,7 @@ from stillhouse.encoding_text import format_encoding
 from stillhouse.encodings import Candidates
 from stillhouse.request import LogitsRequest
 from stillhouse.request_ids import usable_request_id
+from stillhouse.tracing import span
 
 SLOWEST = 8
 WINDOW_SECONDS = 900
@@ -72,23 +73,31 @@ class RequestNotes:
         self._slowest: dict[int, list[RequestNote]] = {}
 
     @contextmanager
-    def taking(self, method: str, given_id: str | None, *, is_shown: bool = True) -> Iterator[RequestNote]:
+    def taking(
+        self, method: str, given_id: str | None, headers: Mapping[str, str], *, is_shown: bool = True
+    ) -> Iterator[RequestNote]:
         """Note one request for as long as the block runs; every line logged in it has its id.
 
         Args:
             method: as metrics name it.
             given_id: what the caller sent.
+            headers: all that came with it, or the metadata: they may name a span of the caller's.
             is_shown: whether it may stand among the slowest: not what waits on purpose, or looks at the page.
         """
         note = RequestNote(usable_request_id(given_id), method)
         started = time.monotonic()
         token = _current.set(note)
         try:
-            with structlog.contextvars.bound_contextvars(request_id=note.request_id):
+            with (
+                structlog.contextvars.bound_contextvars(request_id=note.request_id),
+                span(method, headers, request_id=note.request_id) if is_shown else nullcontext(None) as live,
+            ):
                 try:
                     yield note
                 finally:
                     note.seconds = time.monotonic() - started
+                    if live is not None:
+                        live.note(**note.as_event(), caller=note.caller)
                     self._end(note, is_shown=is_shown)
         finally:
             _current.reset(token)

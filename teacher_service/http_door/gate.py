@@ -71,7 +71,8 @@ class Gate:
         known = scope["path"] in _COUNTED_PATHS and scope["method"] in ("GET", "POST")
         method = f"{scope['method']} {scope['path']}" if known else "other"
         given, is_work = header(scope, REQUEST_ID_HEADER), scope["path"] in _WORKING_PATHS
-        with self._notes.taking(method, given, is_shown=is_work) as note:
+        headers = {key.decode("latin-1").lower(): value.decode("latin-1") for key, value in scope["headers"]}
+        with self._notes.taking(method, given, headers, is_shown=is_work) as note:
             await self._answer(method, note, scope, receive, _Answer(send, note.request_id))
 
     async def _answer(self, method: str, note: RequestNote, scope: Scope, receive: Receive, answer: _Answer) -> None:
