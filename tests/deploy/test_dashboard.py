@@ -65,10 +65,10 @@ def _workers(stack: ExitStack, folder: Path, teacher: str) -> list[int]:
     argv = [sys.executable, "-m", "student_worker", "lighthouse", "--port", str(lighthouse)]
     stack.enter_context(Child("lighthouse", argv, folder / "lighthouse.log", {}))
     keys = {"block-size": 32, "held-out-samples": 4, "max-steps": 100_000, "global-batch-size": 4, "save-steps": 50}
-    keys |= {"eval-steps": 20, "learning-rate": 0.1, "micro-shards": 2, "num-train-epochs": None}
+    keys |= {"eval-steps": 20, "micro-shards": 2}
     argv = [sys.executable, "-m", "student_worker", "train", "--teacher", teacher, "--student", "fixture"]
     argv += ["--data", str(shards), "--output-dir", str(folder / "run")]
-    argv += [f"--{name}={value}" for name, value in keys.items() if value is not None]
+    argv += ["--learning-rate=0.1", *(f"--{name}={value}" for name, value in keys.items())]
     for number, port in enumerate(ports):
         child = [*argv, f"--http-port={port}"]
         stack.enter_context(Child(f"worker-{number}", child, folder / f"worker-{number}.log", environment))
