@@ -16,6 +16,7 @@ from typing import Any
 import structlog
 
 from stillhouse.cli.main import EXIT_DONE, EXIT_INTERRUPTED
+from stillhouse.data import Sample
 from stillhouse.encoding_text import format_encoding
 from stillhouse.errors import CheckpointError, GuardError, StillhouseError, StoreError, TeacherError
 from stillhouse.logs import configure_logging
@@ -211,7 +212,11 @@ class _Run:
             "Encoding": format_encoding(ready.asking.encoding),
             "Objective": f"alpha {self._recipe.alpha:g} (weight of cross-entropy), T = {self._recipe.temperature:g}",
         }
-        return self._page.watch(ready.student, lambda: ready.steps.shard(0, 0), facts)
+
+        def first_samples() -> list[Sample]:
+            return [one for shard in range(ready.steps.micro_shards) for one in ready.steps.shard(0, shard)]
+
+        return self._page.watch(ready.student, first_samples, facts)
 
     def _say_start(self, ready: Ready, state: WorkerState) -> None:
         _log.info(

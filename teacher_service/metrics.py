@@ -69,7 +69,7 @@ class Metrics:
         )
         self.shed = Counter(
             "teacher_shed_total",
-            "Given up at a bound: requests, queue_sequences, queue_tokens, held_bytes, token, not_read, watchers.",
+            "Given up at a bound: requests, queue_sequences, queue_tokens, held_bytes, token, not_read, watchers, page_attempts.",
             ["reason"],
             registry=registry,
         )

@@ -90,6 +90,7 @@ def build_app() -> typer.Typer:
     from stillhouse.cli.capture import capture
     from stillhouse.cli.data import app as data
     from stillhouse.cli.demo import demo
+    from stillhouse.cli.doctor import doctor
     from stillhouse.cli.store import app as store
     from stillhouse.cli.tokenizers import app as tokenizers
 
@@ -103,6 +104,7 @@ def build_app() -> typer.Typer:
     app.add_typer(bench, name="bench")
     app.command()(capture)
     app.command()(demo)
+    app.command()(doctor)
     return app
 
 

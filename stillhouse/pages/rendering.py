@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import time
 from collections.abc import Callable
 from typing import Any
@@ -14,6 +15,7 @@ from stillhouse.version import version_text
 
 _UNITS = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
 _MANY = 1e4
+_LINE_ENDS = re.compile(r"\s*\n\s*")
 
 
 class Pages:
@@ -31,6 +33,7 @@ class Pages:
         )
         filters: dict[str, Callable[..., Any]] = {
             "number": number, "size": size, "seconds": duration, "percent": percent, "ago": ago, "visible": visible,
+            "in_line": in_line,
             "shown_part": _shown_part, "read_part": _read_part,
         }  # fmt: skip
         self._environment.filters |= filters
@@ -97,6 +100,11 @@ def _shown_part(part: tuple[str, str, float, float]) -> tuple[str, float]:
 def _read_part(part: tuple[str, str, float, float]) -> str:
     """Return what is read out of it."""
     return f"{part[1]} {percent(part[3])}"
+
+
+def in_line(text: str) -> str:
+    """Return a text without its line ends, which a model may give by the dozen: a sign stands where there are some."""
+    return _LINE_ENDS.sub(" ↵ ", text)
 
 
 def visible(text: str | None) -> str:
