@@ -18,9 +18,9 @@ from stillhouse.store import StorePlan, StoreWriter, open_store
 from stillhouse.store.teacher import StoreTeacher
 from student_worker.corpus import Samples, prepared_corpus, stored_corpus
 
-VOCABULARY, BLOCK, SAMPLES = 49_152, 128, 64
-HIDDEN, LAYERS = 576, 6
-"""SmolLM2's width and vocabulary, and a fifth of its layers: the fewer, the more the loss and the reading weigh."""
+VOCABULARY, BLOCK, SAMPLES = 16_384, 128, 64
+HIDDEN, LAYERS = 384, 4
+"""Small beside any student in use: the less its body computes, the more the loss and the reading weigh."""
 ENCODING = Sampled(50)
 PREFETCH_STEPS = 2
 

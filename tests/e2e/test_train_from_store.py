@@ -20,6 +20,8 @@ from tests.e2e.test_eval import evaluated
 from tests.e2e.test_student_runs import assert_same_bits, records
 
 STEPS = 20
+SECONDS = 300
+"""Of one process, on a machine that does much else."""
 OWN_SAMPLES: dict[str, Any] = {
     "teacher": None,
     "data": None,
@@ -107,7 +109,7 @@ def capture(
                 env={**os.environ, **student_environment},
                 capture_output=True,
                 text=True,
-                timeout=120,
+                timeout=SECONDS,
                 check=False,
             )
             assert done.returncode == 0, done.stderr
@@ -150,7 +152,7 @@ def without_network() -> list[str]:
 
 
 def finished(words: Sequence[str], environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(words, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(words, env=environment, capture_output=True, text=True, timeout=SECONDS, check=False)
 
 
 def answers(run: Path) -> dict[str, int]:
