@@ -36,7 +36,7 @@ from stillhouse.store.shard import ShardReader, shard_name, shard_schema
 MAX_OPEN_SHARDS: Final = 64
 """Each holds its footer, some hundred KB, and a file handle."""
 
-MAX_GROUP_BYTES: Final = 64 * 2**20
+MAX_GROUP_BYTES: Final = 32 * 2**20
 """Of decoded row groups, besides the one that is read."""
 
 Value = TypeVar("Value")

@@ -47,7 +47,8 @@ def test_the_query_runs() -> None:
 
 def test_every_column_and_field_stands_on_the_page() -> None:
     assert f"# The store format, version {FORMAT_VERSION}" in PAGE
-    schemas = [sample_schema(), *map(payload_schema, (Sampled(1), TopK(1), Dense(), Hidden(), Candidates()))]
+    encodings = (Sampled(1), TopK(1), Dense(), Hidden(), Candidates())
+    schemas = [sample_schema(), *(payload_schema(encoding) for encoding in encodings)]
     columns = {name for schema in schemas for name in schema.names}
     fields = set(Manifest.model_fields) | set(Shard.model_fields)
     own = {"format_version", "writer", "teacher", "encoding", "temperature", "vocabulary_size", "corpus", "block_size"}

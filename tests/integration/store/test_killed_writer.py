@@ -16,7 +16,7 @@ from stillhouse.store.verify import verify
 from tests.unit.store.random_teacher import RandomTeacher
 from tests.unit.store.small_store import VOCABULARY, folder_bytes, make_store, small_corpus
 
-KILLS = 6
+KILLS = 4
 
 # Says when it is about to write, so that whoever kills it can choose how far in it will be.
 WRITER = """
@@ -24,7 +24,7 @@ import sys
 from pathlib import Path
 from tests.unit.store.random_teacher import RandomTeacher
 from tests.unit.store.small_store import VOCABULARY, make_store, small_corpus
-corpus = small_corpus(Path(sys.argv[1]), tokens=6000)
+corpus = small_corpus(Path(sys.argv[1]), tokens=4000)
 print("ready", flush=True)
 make_store(Path(sys.argv[2]), corpus, teacher=RandomTeacher(VOCABULARY), samples_per_shard=8)
 print("done", flush=True)
@@ -46,7 +46,7 @@ def started(corpus: Path, store: Path) -> subprocess.Popen[str]:
 
 @pytest.mark.timeout(240)
 def test_killed_at_random_moments_it_ends_with_the_same_files(tmp_path: Path) -> None:
-    corpus = small_corpus(tmp_path / "corpus", tokens=6000)
+    corpus = small_corpus(tmp_path / "corpus", tokens=4000)
     began = time.monotonic()
     make_store(tmp_path / "unbroken", corpus, teacher=RandomTeacher(VOCABULARY), samples_per_shard=8)
     whole_seconds = time.monotonic() - began

@@ -93,12 +93,11 @@ async def test_a_live_service_confirms_its_answers_and_is_warmed_from_them(
     async with serve_teacher(fixture_vocabulary_size=VOCABULARY) as service:
         address = f"127.0.0.1:{service.grpc_port}"
         await asyncio.to_thread(capture, tmp_path / "store", corpus, address, TopK(4))
-        words = ("verify", tmp_path / "store", "--teacher", address, "--samples", 7)
-        assert await asyncio.to_thread(stillhouse, *words) == 0
+        asking = ("verify", tmp_path / "store", "--samples", 7, "--teacher")
+        assert await asyncio.to_thread(stillhouse, *asking, address) == 0
         assert "7 answer(s) asked for again" in capsys.readouterr().out
     async with serve_teacher(fixture_vocabulary_size=VOCABULARY + 1) as service:
-        words = ("verify", tmp_path / "store", "--teacher", f"127.0.0.1:{service.grpc_port}")
-        assert await asyncio.to_thread(stillhouse, *words) == 2
+        assert await asyncio.to_thread(stillhouse, *asking, f"127.0.0.1:{service.grpc_port}") == 2
         assert "but this teacher is fixture with" in capsys.readouterr().err
     load = ("load", tmp_path / "store", "--redis-url", own_valkey.url)
     assert await asyncio.to_thread(stillhouse, *load) == 0

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from stillhouse.codec import encode_payload
 from stillhouse.data.dataset import Part
 from stillhouse.data.packing import Sample
-from stillhouse.encodings import Candidates, Dense, Encoding, Hidden, Sampled, TopK
+from stillhouse.encodings import Candidates, Dense, Encoding, Hidden, Sampled, TopK, ValueType
 from stillhouse.fixtures import FixtureTeacher
 from stillhouse.payload_header import Kind
 from stillhouse.payloads import CandidateLogits, Payload
@@ -81,7 +81,7 @@ def random_sample(generator: np.random.Generator, length: int, positions: int) -
     return Sample(ids, labels, mask, (cut, length - cut) if cut else (length,))
 
 
-VALUE_TYPES = {
+VALUE_TYPES: dict[Kind, tuple[ValueType, ...]] = {
     Kind.DENSE: ("float32", "float16", "bfloat16"),
     Kind.HIDDEN: ("float32", "bfloat16"),
     Kind.TOP_K: ("float32", "float16"),

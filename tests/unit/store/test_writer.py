@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from stillhouse.asking import Asking
 from stillhouse.data import DataSpec, Prepared
 from stillhouse.encodings import Hidden, Sampled, TopK
 from stillhouse.errors import StoreError
@@ -50,8 +51,6 @@ def test_the_order_in_which_answers_come_leaves_no_trace(
         for name in ("held_out", "train"):
             store = getattr(corpus[0], name)
             for index in reversed(list(writer.missing(name))):
-                from stillhouse.asking import Asking
-
                 asking = Asking(Sampled(8), 1.0, VOCABULARY, "")
                 writer.add(name, index, store[index], TEACHER.answer(asking.request([store[index]])).payloads[0])
         writer.finish()
@@ -199,3 +198,9 @@ def test_shares_hold_every_sample_once(corpus: Corpus) -> None:
         for name in plan.parts:
             shards = [shard for index in range(count) for shard in plan.shards_of(name, (index, count))]
             assert shards == list(range(plan.num_shards(name)))
+
+
+def test_a_place_that_cannot_be_written_is_named(corpus: Corpus, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError, match=r"file/store cannot be written: Not a directory; make it writable, or name"):
+        StoreWriter(tmp_path / "file" / "store", plan_of(corpus))
