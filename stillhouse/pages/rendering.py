@@ -89,7 +89,7 @@ def percent(value: float | None) -> str:
 
 def ago(when: float | None) -> str:
     """Return how long ago a time since the epoch was."""
-    return "never" if when is None else f"{duration(max(0.0, time.time() - when))} ago"
+    return "never" if when is None else f"{duration(max(0.0, float(round(time.time() - when))))} ago"
 
 
 def _shown_part(part: tuple[str, str, float, float]) -> tuple[str, float]:

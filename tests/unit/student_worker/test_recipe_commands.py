@@ -26,7 +26,7 @@ def test_a_new_recipe_is_valid_names_every_key_and_overwrites_nothing(
     text = file.read_text()
     assert load_recipe(file, {}, {}).max_steps == 200
     left_out = {"teacher_token", "run_token", "worker_index", "local_workers", "vocabulary_size", "initial_value"}
-    left_out.add("worker_index_by_lock")
+    left_out |= {"worker_index_by_lock", "http_token"}
     assert {key.name for key in keys().values() if f"{key.path[-1]}: " not in text} == left_out
     assert command("init", str(file)) == 2
     assert "left as it is" in capsys.readouterr().err
