@@ -25,7 +25,7 @@ from stillhouse.errors import ConfigurationError
 from student_worker.elastic.group import Group, Membership, Metadata, SoloGroup, TrainingState
 from student_worker.elastic.introductions import Introduction
 from student_worker.elastic.network import local_address, split_address, use_interface_of
-from student_worker.elastic.quorum import GroupLostError, Quorums
+from student_worker.elastic.quorum import GroupLostError, Quorums, ToldApart
 from student_worker.elastic.reduction import GradientSum, sum_scalars
 
 if TYPE_CHECKING:
@@ -140,6 +140,7 @@ class ElasticGroup(Group):
         )
         self._quorums = Quorums(make_manager, f"{host}:{port}", self._device, self._stopping)
         self._manager = self._quorums.manager
+        self._manager._client = ToldApart(self._manager._client)  # noqa: SLF001 - there is no public way
         self._manager.load_state_dict({"step": step, "batches_committed": 0})
         # It may be a newcomer at its first quorum, where others wait for it.
         self._transport.make_room(state.state()[0])

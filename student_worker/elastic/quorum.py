@@ -5,11 +5,13 @@ By itself it gives up after one wait, and cannot be interrupted in it. Knows not
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Executor, Future, wait
+from types import SimpleNamespace
 from typing import Any, TypeVar
 
 import torch
@@ -46,6 +48,30 @@ class _InThisThread(Executor):
         except Exception as error:  # noqa: BLE001 - whoever asks for the result gets it
             done.set_exception(error)
         return done
+
+
+class ToldApart:
+    """A Manager's client whose quorums are told apart also when the lighthouse was started anew.
+
+    A lighthouse counts its quorums from 1, and one that was lost and is back counts from 1 again. By the number alone a
+    worker would take a quorum for the one that it is connected in, though its members are others; and those that do
+    connect would find, under the same number in the same store, the addresses of connections long gone, and wait for
+    them. So members stand in a quorum's number, and the step that it was formed at in the place where they meet.
+    """
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._client, name)
+
+    def _quorum(self, *args: Any, **kwargs: Any) -> SimpleNamespace:
+        told = self._client._quorum(*args, **kwargs)  # noqa: SLF001 - as torchft's Manager calls it
+        fields = {name: getattr(told, name) for name in dir(told) if not name.startswith("_")}
+        content = f"{told.quorum_id} {sorted(told.replica_ids)}".encode()
+        fields["quorum_id"] = int.from_bytes(hashlib.blake2b(content, digest_size=7).digest(), "little")
+        fields["store_address"] = f"{told.store_address}/step-{told.max_step}"
+        return SimpleNamespace(**fields)
 
 
 class Quorums:
