@@ -21,7 +21,9 @@ def source_commit() -> str | None:
     """
     import os
 
-    return os.environ.get(COMMIT_VARIABLE, "").strip() or _of_checkout() or _of_installation()
+    named = os.environ.get(COMMIT_VARIABLE, "").strip()
+    # What an image is built with where nobody has said.
+    return (named if named != "unknown" else "") or _of_checkout() or _of_installation()
 
 
 def version_text() -> str:
