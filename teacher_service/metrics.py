@@ -69,7 +69,8 @@ class Metrics:
         )
         self.shed = Counter(
             "teacher_shed_total",
-            "Given up at a bound: requests, queue_sequences, queue_tokens, held_bytes, token, not_read, watchers, page_attempts.",
+            "Given up at a bound: requests, queue_sequences, queue_tokens, held_bytes, token, not_read, watchers, "
+            "page_attempts.",
             ["reason"],
             registry=registry,
         )
