@@ -21,7 +21,7 @@ from tests.torture.compose.engine import Project
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(2400)]
 
-STEPS = 600
+STEPS = 1200
 SECONDS = 240.0
 RECIPE = {
     "data": {"sources": ["/data"], "block_size": 64, "held_out_samples": 4},
