@@ -30,6 +30,7 @@ from student_worker.prefetch import Interrupted
 
 BATCH = 16
 CHECKPOINT_EVERY = 5
+COMPANY_SECONDS = 50.0
 
 
 class State:
@@ -77,11 +78,23 @@ class State:
         self.optimizer.step()
 
 
+def wait_for_company(output: Path, number: int) -> None:
+    """Wait until so many workers have been started in all, those that have ended since among them."""
+    deadline = time.monotonic() + COMPANY_SECONDS
+    while len(list(output.glob("ready-*"))) < number and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+
 def train(state: State, group: Group, output: Path, arguments: argparse.Namespace, stopping: threading.Event) -> None:
     tree = ShardTree(arguments.shards, sum(p.numel() for p in state.parameters))
     log = (output / f"steps-{arguments.worker_id}.jsonl").open("a", buffering=1)
+    (output / f"ready-{arguments.worker_id}-{os.getpid()}").touch()
+    gates = {0: arguments.company, arguments.gate: arguments.company_at_gate}
+    step = 0
     while not stopping.is_set():
+        wait_for_company(output, gates.get(step, 0))
         membership = group.start_step()
+        step = membership.step + 1
         if membership.step >= arguments.steps:
             return
         tree.clear()
@@ -117,6 +130,9 @@ def main() -> int:
     parser.add_argument("--pause", type=float, default=0.0)
     parser.add_argument("--shards", type=int, default=4)
     parser.add_argument("--timeout", type=float, default=10.0)
+    parser.add_argument("--company", type=int, default=0, help="so many must be started before the first step")
+    parser.add_argument("--gate", type=int, default=-1, help="a step, before which ...")
+    parser.add_argument("--company-at-gate", type=int, default=0, help="... so many must be started in all")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     stopping = threading.Event()

@@ -77,7 +77,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def test_one_two_and_three_workers_end_with_the_same_bits(workers: Workers, undisturbed: str) -> None:
     names = [f"worker-{index}" for index in range(3)]
-    processes = [workers.start(name, "--pause", "0.1") for name in names]
+    processes = [workers.start(name, "--pause", "0.1", "--company", "3") for name in names]
     assert [process.wait(WAIT_SECONDS) for process in processes] == [0, 0, 0]
     assert {workers.weights(name) for name in names} == {undisturbed}
     assert max(entry["world"] for entry in workers.steps("worker-0")) == 3
@@ -86,8 +86,9 @@ def test_one_two_and_three_workers_end_with_the_same_bits(workers: Workers, undi
 def test_a_killed_worker_heals_when_it_is_started_again_and_the_bits_are_the_same(
     workers: Workers, undisturbed: str
 ) -> None:
-    survivor = workers.start("worker-0", "--pause", "0.1")
-    victim = workers.start("worker-1", "--pause", "0.1")
+    together = ("--pause", "0.1", "--company", "2")
+    survivor = workers.start("worker-0", *together, "--gate", "30", "--company-at-gate", "3")
+    victim = workers.start("worker-1", *together)
     wait_until(lambda: any(entry["world"] == 2 for entry in workers.steps("worker-1")), "a step of two workers")
     victim.send_signal(signal.SIGKILL)
     victim.wait(WAIT_SECONDS)
@@ -150,7 +151,7 @@ def test_a_worker_that_is_told_to_stop_finishes_its_step_and_the_others_lose_non
 
 @pytest.mark.long
 def test_a_frozen_peer_is_dropped_and_heals_when_it_wakes(workers: Workers, undisturbed: str) -> None:
-    flags = ("--pause", "0.1", "--timeout", "2")
+    flags = ("--pause", "0.1", "--timeout", "2", "--company", "2")
     stayer, sleeper = (workers.start(name, *flags) for name in ("worker-0", "worker-1"))
     wait_until(lambda: any(entry["world"] == 2 for entry in workers.steps("worker-0")), "a step of two workers")
     sleeper.send_signal(signal.SIGSTOP)
@@ -177,7 +178,8 @@ def test_a_lighthouse_that_was_killed_and_is_back_at_its_port_lets_the_run_go_on
     workers = Workers(tmp_path, address)
     workers.processes.append(first)
     try:
-        processes = [workers.start(name, "--pause", "0.1") for name in ("worker-0", "worker-1")]
+        together = ("--pause", "0.1", "--company", "2")
+        processes = [workers.start(name, *together) for name in ("worker-0", "worker-1")]
         wait_until(lambda: any(entry["world"] == 2 for entry in workers.steps("worker-0")), "a step of two workers")
         first.kill()
         first.wait()

@@ -38,7 +38,7 @@ AS_IN_PLAIN_TORCH: list[tuple[str, Any, Keys]] = [
     ("max_grad_norm", 0.05, {"adam_epsilon": 1e-2}),
     ("max_grad_norm", 0, {"adam_epsilon": 1e-2}),
     ("temperature", 1.0, {}),
-    ("alpha", 1.0, {}),
+    ("alpha", 0.75, {}),
     ("loss", "reverse_kl", {}),
     ("loss", "jsd", {}),
     ("jsd_beta", 0.1, {"loss": "jsd"}),
