@@ -5,12 +5,9 @@ SIGTERM and SIGINT let the step under way finish, write a checkpoint and end wit
 
 from __future__ import annotations
 
-import signal
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from types import FrameType
+from contextlib import ExitStack
 from typing import Any
 
 import structlog
@@ -21,6 +18,7 @@ from stillhouse.encoding_text import format_encoding
 from stillhouse.errors import CheckpointError, GuardError, StillhouseError, StoreError, TeacherError
 from stillhouse.logs import configure_logging
 from stillhouse.models import pick_device, silence_transformers
+from stillhouse.stopping import stop_on_signals
 from stillhouse.tracing import configure_tracing
 from student_worker import assemble
 from student_worker.answering import Answering
@@ -95,22 +93,6 @@ def run(recipe: Recipe) -> int:
                 raise  # an address where nobody has ever answered is a wrong one, as far as anybody can tell
             _log.error("teacher_away", reason=str(error))
             return EXIT_START_AGAIN
-
-
-@contextmanager
-def stop_on_signals(stopping: threading.Event) -> Iterator[None]:
-    """Set `stopping` on SIGTERM and SIGINT, as long as the context lasts."""
-
-    def handle(number: int, _frame: FrameType | None) -> None:
-        _log.info("stopping", signal=signal.Signals(number).name)
-        stopping.set()
-
-    earlier = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for number, handler in earlier.items():
-            signal.signal(number, handler)
 
 
 class _Run:

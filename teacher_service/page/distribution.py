@@ -15,7 +15,7 @@ from stillhouse.encodings import Candidates, TopK
 from stillhouse.errors import InvalidRequestError, RequestTooLongError
 from stillhouse.payloads import CandidateLogits, Payload, TopKLogits
 from stillhouse.request import All, Explicit, LogitsRequest, Sequence
-from teacher_service.http_door.token_texts import TokenTexts
+from stillhouse.token_texts import TokenTexts
 from teacher_service.teacher import Teacher
 
 MAX_CHARACTERS = 2000

@@ -24,9 +24,9 @@ from stillhouse.pages.answers import (
 from stillhouse.pages.attempts import Attempts
 from stillhouse.pages.passes import PASS_SECONDS, cookie_of, set_cookie
 from stillhouse.pages.rendering import Pages
+from stillhouse.token_texts import TokenTexts
 from teacher_service.auth import Access
 from teacher_service.http_door.requests import KINDS
-from teacher_service.http_door.token_texts import TokenTexts
 from teacher_service.lifecycle import Lifecycle
 from teacher_service.metrics import Metrics
 from teacher_service.page import paths

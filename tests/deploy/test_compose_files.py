@@ -106,9 +106,6 @@ def test_students_restart_on_failure_only_and_services_always(compose: tuple[str
 def test_a_host_without_a_gpu_needs_no_nvidia_runtime(compose: tuple[str, ...]) -> None:
     services = merged(compose, "cpu")["services"]
     assert {service.get("runtime", "runc") for service in services.values()} == {"runc"}
-    builds = {services[name]["build"]["args"]["TORCH_INDEX_URL"] for name in OURS}
-    assert len(builds) == 1
-    assert builds != {""}
     assert {services[name]["image"] for name in OURS} == {"stillhouse-teacher-cpu", "stillhouse-student-cpu"}
 
 
