@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import pytest
 import typer
 
@@ -41,7 +42,6 @@ def test_the_plain_reader_finds_the_sample_that_it_names(capsys: pytest.CaptureF
 
 
 def test_the_query_runs() -> None:
-    duckdb = pytest.importorskip("duckdb")
     assert len(duckdb.sql(SQL[0]).fetchall()) == 10
 
 
