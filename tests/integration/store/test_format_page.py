@@ -42,7 +42,7 @@ def test_the_plain_reader_finds_the_sample_that_it_names(capsys: pytest.CaptureF
 
 
 def test_the_query_runs() -> None:
-    assert len(duckdb.sql(SQL[0]).fetchall()) == 10
+    assert len(duckdb.execute(SQL[0]).fetchall()) == 10
 
 
 def test_every_column_and_field_stands_on_the_page() -> None:
