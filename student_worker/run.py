@@ -125,7 +125,13 @@ class _Run:
         assemble.warm_up(recipe, ready)
         best = assemble.make_best(recipe, ready)
         awaits_best = recipe.load_best_model_at_end and recipe.lighthouse is not None
-        saving = RunSaving(open_store(recipe), state, best.metric if best else None, awaits_best=awaits_best)
+        saving = RunSaving(
+            open_store(recipe),
+            state,
+            best.metric if best else None,
+            background=recipe.save_in_background,
+            awaits_best=awaits_best,
+        )
         self._open_parts.callback(saving.close)
         facts, device = collect_facts(recipe, ready, state.identity), ready.student.device
         metric = recipe.metric_for_best_model

@@ -58,16 +58,24 @@ class RunSaving:
         store: where.
         state: what.
         metric: the name of the figure that the best is the best by; None where nothing is evaluated.
+        background: whether the run goes on while a checkpoint is written.
         awaits_best: whether the best must be complete before the next step. Where other workers go on after this one is
             killed, what it had not written of an earlier step is lost, and with it the run's best weights.
     """
 
     def __init__(
-        self, store: CheckpointStore, state: WorkerState, metric: str | None, *, awaits_best: bool = False
+        self,
+        store: CheckpointStore,
+        state: WorkerState,
+        metric: str | None,
+        *,
+        background: bool = True,
+        awaits_best: bool = False,
     ) -> None:
         self._store = store
         self._state = state
         self._metric = metric
+        self._background = background
         self._awaits_best = awaits_best
         self._saved: int | None = None
         self._saved_as_best = False
@@ -113,7 +121,7 @@ class RunSaving:
             return
         tensors, metadata = self._state.state()
         marked = None if best is None else best.as_json()
-        background = background and (best is None or not self._awaits_best)
+        background = background and self._background and (best is None or not self._awaits_best)
         self._store.save(step, tensors, metadata, best=marked, background=background)
         self._saved, self._saved_as_best = step, best is not None
 

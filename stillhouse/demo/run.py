@@ -163,6 +163,8 @@ def _train(
         str(steps),
     ]
     if is_first:
+        # A laptop has more time for the checkpoints of its best evaluations than memory for copies of them.
+        argv += ["--no-save-in-background"]
         argv += ["--eval-steps", str(STEPS_PER_EVALUATION), "--eval-encoding", "dense:f16", "--export-initial"]
     else:
         argv += ["--eval-steps", "0"]

@@ -206,6 +206,11 @@ class Recipe(Strict):
         512 * 2**20, ge=0, description="Keep the teacher's held-out answers in memory when they fit in so many bytes."
     )
     save_steps: int = Field(100, ge=1, description="Write a checkpoint every so many steps, and at the end.")
+    save_in_background: bool = Field(
+        True,
+        description="Write checkpoints while the run goes on, which takes the memory of a copy: 12 bytes for each "
+        "trained parameter. Otherwise it waits until they are written.",
+    )
     save_total_limit: int | None = Field(
         2, ge=1, description="Keep the newest so many checkpoints, and the best one beside them."
     )

@@ -76,6 +76,16 @@ class Store:
         return f"checkpoint-{step}"
 
 
+def test_nothing_is_copied_where_a_checkpoint_is_to_be_awaited(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+    module = nn.Linear(2, 2)
+    state = WorkerState(module, StudentOptimizer(module), {})
+    store, notes = CheckpointStore(tmp_path), Store()
+    monkeypatch.setattr(store, "save", notes.save)
+    state.step = 3
+    RunSaving(store, state, "loss", background=False).save()
+    assert notes.asked == [(3, None, False)]
+
+
 @pytest.mark.parametrize("awaits", [False, True])
 def test_one_checkpoint_a_step_unless_it_turns_out_to_be_the_best(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Any, awaits: bool
