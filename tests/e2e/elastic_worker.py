@@ -30,7 +30,7 @@ from student_worker.prefetch import Interrupted
 
 BATCH = 16
 CHECKPOINT_EVERY = 5
-COMPANY_SECONDS = 50.0
+COMPANY_SECONDS = 100.0
 
 
 class State:

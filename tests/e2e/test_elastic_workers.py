@@ -18,7 +18,7 @@ from student_worker.elastic.lighthouse import Lighthouse
 
 WORKER = str(Path(__file__).with_name("elastic_worker.py"))
 STEPS = 40
-WAIT_SECONDS = 60.0
+WAIT_SECONDS = 120.0
 
 
 def wait_until(condition: Callable[[], bool], what: str) -> None:
