@@ -98,8 +98,9 @@ def test_a_killed_worker_heals_when_it_is_started_again_and_the_bits_are_the_sam
     assert survivor.wait(WAIT_SECONDS) == 0
     assert again.wait(WAIT_SECONDS) == 0
     assert {workers.weights("worker-0"), workers.weights("worker-1")} == {undisturbed}
-    assert_each_step_once(workers, "worker-0")
-    assert workers.steps("worker-0")[-1]["step"] == STEPS
+    # The survivor may have joined late itself; from then on it has every step, once.
+    survived = [entry["step"] for entry in workers.steps("worker-0")]
+    assert survived == list(range(survived[0], STEPS + 1))
     assert workers.steps("worker-1")[-1]["step"] == STEPS
 
 
