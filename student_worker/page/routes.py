@@ -6,10 +6,10 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import HTMLResponse, RedirectResponse
-from starlette.exceptions import HTTPException
 
-from stillhouse.pages.answers import FORM_TYPE, PAGE_HEADERS, STATIC_TYPES, is_from_elsewhere, read_form, static_text
+from stillhouse.pages.answers import PAGE_HEADERS
 from stillhouse.pages.attempts import Attempts
+from stillhouse.pages.forms import add_static, form_of
 from stillhouse.pages.passes import PASS_SECONDS, set_cookie
 from stillhouse.pages.rendering import Pages
 from student_worker.page.access import COOKIE, Access
@@ -36,8 +36,7 @@ class PageRoutes:
         router.post("/page/voice")(self.voice)
         router.post("/page/enter")(self.enter)
         router.post("/page/leave")(self.leave)
-        for name in STATIC_TYPES:
-            router.get(f"/page/static/{name}")(_static(name))
+        add_static(router)
         return router
 
     async def home(self, request: Request) -> Response:
@@ -54,7 +53,7 @@ class PageRoutes:
 
     async def voice(self, request: Request) -> Response:
         """Ask the student to speak after this step."""
-        await _form_of(request)
+        await form_of(request, _MAX_FORM_BYTES)
         self._page.listen(now=True)
         return RedirectResponse("/#voice-title", 303, PAGE_HEADERS)
 
@@ -66,7 +65,7 @@ class PageRoutes:
             answer = self._form(429, f"Too many wrong tokens from here; try again in {wait:.0f} s.")
             answer.headers["retry-after"] = f"{max(1.0, wait):.0f}"
             return answer
-        form = await _form_of(request)
+        form = await form_of(request, _MAX_FORM_BYTES)
         redirect = RedirectResponse("/", 303, PAGE_HEADERS)
         if self._access.is_open:
             return redirect
@@ -79,7 +78,7 @@ class PageRoutes:
 
     async def leave(self, request: Request) -> Response:
         """Take the pass back."""
-        await _form_of(request)
+        await form_of(request, _MAX_FORM_BYTES)
         answer = RedirectResponse("/", 303, PAGE_HEADERS)
         answer.headers["set-cookie"] = set_cookie(COOKIE, "", secure=request.url.scheme == "https", seconds=0)
         return answer
@@ -89,34 +88,3 @@ class PageRoutes:
 
     def _html(self, template: str, status: int = 200, **values: Any) -> Response:
         return HTMLResponse(self._pages.render(template, **values), status, PAGE_HEADERS)
-
-
-def _static(name: str) -> Any:
-    headers = {**PAGE_HEADERS, "cache-control": "public, max-age=300"}
-
-    async def static() -> Response:
-        return Response(static_text(name), 200, headers, STATIC_TYPES[name])
-
-    return static
-
-
-async def _form_of(request: Request) -> dict[str, str]:
-    """Return the fields of a form of ours.
-
-    Raises:
-        HTTPException: another site has made a browser send it (403), it is no form (415), too long (413) or cannot be
-            read (400).
-    """
-    if is_from_elsewhere(request.headers):
-        raise HTTPException(403, "this form is sent from this worker's own page alone")
-    if request.headers.get("content-type", "").partition(";")[0].strip() != FORM_TYPE:
-        raise HTTPException(415, f"a form is sent as {FORM_TYPE}")
-    body = b""
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > _MAX_FORM_BYTES:
-            raise HTTPException(413, f"the form is over {_MAX_FORM_BYTES} bytes")
-    try:
-        return read_form(body)
-    except ValueError as error:
-        raise HTTPException(400, f"the form cannot be read: {error}") from error

@@ -10,18 +10,11 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import HTMLResponse, RedirectResponse
-from starlette.exceptions import HTTPException
 
 from stillhouse.errors import InvalidRequestError, PermissionDeniedError, TeacherError, UnauthenticatedError
-from stillhouse.pages.answers import (
-    FORM_TYPE,
-    PAGE_HEADERS,
-    STATIC_TYPES,
-    is_from_elsewhere,
-    read_form,
-    static_text,
-)
+from stillhouse.pages.answers import PAGE_HEADERS
 from stillhouse.pages.attempts import Attempts
+from stillhouse.pages.forms import add_static, form_of
 from stillhouse.pages.passes import PASS_SECONDS, cookie_of, set_cookie
 from stillhouse.pages.rendering import Pages
 from stillhouse.token_texts import TokenTexts
@@ -89,8 +82,7 @@ class PageRoutes:
         router.post(paths.ASK[1])(self.ask)
         router.post("/page/enter")(self.enter)
         router.post("/page/leave")(self.leave)
-        for name in STATIC_TYPES:
-            router.get(f"/page/static/{name}")(_static(name))
+        add_static(router)
         return router
 
     async def home(self, request: Request) -> Response:
@@ -107,7 +99,7 @@ class PageRoutes:
 
     async def ask(self, request: Request) -> Response:
         """The box with its answer: alone where a script has asked, else within the page."""
-        form = await _form_of(request)
+        form = await form_of(request, self._settings.max_http_body_bytes)
         asked = Asked(form.get("text", ""))
         try:
             asked.temperature = _number("temperature", form.get("temperature", "1"))
@@ -128,7 +120,7 @@ class PageRoutes:
             answer = self._form(429, f"Too many wrong tokens from here; try again in {wait:.0f} s.")
             answer.headers["retry-after"] = f"{wait:.0f}"
             return answer
-        form = await _form_of(request)
+        form = await form_of(request, self._settings.max_http_body_bytes)
         answer = RedirectResponse("/", 303, PAGE_HEADERS)
         if self._access.is_open:
             return answer
@@ -143,7 +135,7 @@ class PageRoutes:
 
     async def leave(self, request: Request) -> Response:
         """Take the pass back."""
-        await _form_of(request)
+        await form_of(request, self._settings.max_http_body_bytes)
         answer = RedirectResponse("/", 303, PAGE_HEADERS)
         is_secure = request.url.scheme == "https"
         answer.headers["set-cookie"] = set_cookie(paths.COOKIE, "", secure=is_secure, seconds=0)
@@ -207,32 +199,6 @@ class PageRoutes:
         if self._tokens is None:
             self._tokens = TokenTexts(self._lifecycle.teacher.description.tokens)
         return self._tokens
-
-
-def _static(name: str) -> Any:
-    headers = {**PAGE_HEADERS, "cache-control": "public, max-age=300"}
-
-    async def static() -> Response:
-        return Response(static_text(name), 200, headers, STATIC_TYPES[name])
-
-    return static
-
-
-async def _form_of(request: Request) -> dict[str, str]:
-    """Return the fields of a form of ours.
-
-    Raises:
-        HTTPException: another site has made a browser send it (403), or it is no form (415).
-        InvalidRequestError: a form that cannot be read.
-    """
-    if is_from_elsewhere(request.headers):
-        raise HTTPException(403, "this form is sent from this service's own page alone")
-    if request.headers.get("content-type", "").partition(";")[0].strip() != FORM_TYPE:
-        raise HTTPException(415, f"a form is sent as {FORM_TYPE}")
-    try:
-        return read_form(await request.body())
-    except ValueError as error:
-        raise InvalidRequestError(f"the form cannot be read: {error}") from error
 
 
 def _number(name: str, text: str) -> float:
