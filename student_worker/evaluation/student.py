@@ -20,12 +20,13 @@ from stillhouse.encodings import Encoding, Hidden
 from stillhouse.errors import ConfigurationError, RequestTooLongError
 from stillhouse.kd.divergences import FORWARD_KL, Divergence
 from stillhouse.models import pick_device
+from stillhouse.pairing import paired_vocabulary
 from stillhouse.payloads import OutputHead
 from stillhouse.providers import TeacherLogitsProvider
 from stillhouse.request import TeacherDescription
 from stillhouse.store.teacher import StoreTeacher
 from stillhouse.version import __version__
-from stillhouse.vocabulary import check_token_ids, shared_vocabulary, tokenizer_tokens
+from stillhouse.vocabulary import check_token_ids, tokenizer_tokens
 from student_worker.corpus import Corpus, Samples, prepared_corpus, stored_corpus
 from student_worker.evaluation.evaluate import Evaluator
 from student_worker.evaluation.plain import evaluate_alone, nothing_to_predict
@@ -86,12 +87,11 @@ def evaluate_student(question: Question, teacher: Teacher | None) -> dict[str, A
     device = pick_device(question.device)
     name = _of_a_run_its_export(question.student)
     tokenizer = open_tokenizer(question.tokenizer or name, None if question.tokenizer else question.revision)
-    tokens = tokenizer_tokens(tokenizer)
     if question.stored is not None:
         check_tokenizer(tokenizer, question.stored.store)
-    size = len(tokens)
+    size = len(tokenizer_tokens(tokenizer))
     if teacher is not None:
-        size = _check_teacher(question, teacher, tokens)
+        size = min(size, _check_teacher(question, teacher, tokenizer))
     corpus = _open_corpus(question, tokenizer, has_teacher=teacher is not None and teacher.is_live)
     samples = _choose_part(corpus, question.part)
     student = _open_student(name, question.revision, device, tokenizer)
@@ -145,7 +145,7 @@ def _beside_teacher(
     return figures
 
 
-def _check_teacher(question: Question, teacher: Teacher, tokens: tuple[str, ...]) -> int:
+def _check_teacher(question: Question, teacher: Teacher, tokenizer: Any) -> int:
     """Refuse, before any weight is loaded, what no evaluation could be made of; return N."""
     told = teacher.description
     stored = question.stored
@@ -155,9 +155,7 @@ def _check_teacher(question: Question, teacher: Teacher, tokens: tuple[str, ...]
             f"block_size {question.data.block_size} is over the teacher's limit of "
             f"{told.limits.max_sequence_tokens} tokens a sequence; lower it"
         )
-    if not told.tokens:
-        return min(len(tokens), told.vocabulary_size)
-    return shared_vocabulary(told.tokens, tokens, teacher_head_size=told.vocabulary_size)
+    return paired_vocabulary(told, tokenizer)
 
 
 def _choose_encoding(question: Question, teacher: Teacher, vocabulary_size: int) -> Encoding:
