@@ -10,9 +10,9 @@ import json
 import os
 import shutil
 import subprocess
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -23,7 +23,7 @@ pytestmark = [pytest.mark.long, pytest.mark.timeout(2400)]
 
 STEPS = 1200
 SECONDS = 240.0
-RECIPE = {
+RECIPE: dict[str, Any] = {
     "data": {"sources": ["/data"], "block_size": 64, "held_out_samples": 4},
     "student": {"kind": "causal_lm", "keep_layers": "0"},
     "max_steps": STEPS,
@@ -118,8 +118,17 @@ def test_a_run_that_is_scaled_and_struck_goes_on_to_its_end(project: Project) ->
 
 def test_every_sample_of_a_struck_run_counted_once(project: Project) -> None:
     lines = (project.run_folder / "samples.jsonl").read_text(encoding="utf-8").splitlines()
-    steps = Counter(json.loads(line)["step"] for line in lines)
+    steps = {told["step"]: told["shards"] for told in map(json.loads, lines)}
+    assert len(lines) == len(steps)
     assert sorted(steps) == list(range(1, STEPS + 1))
+    ids = [one for step in sorted(steps) for shard in steps[step] for one in shard["sample_ids"]]
+    assert len(ids) == STEPS * RECIPE["global_batch_size"]
+    # Every epoch has each sample once; the last one is cut off by the end.
+    size = max(ids) + 1
+    epochs = [ids[start : start + size] for start in range(0, len(ids), size)]
+    assert len(epochs) > 2
+    assert all(sorted(epoch) == list(range(size)) for epoch in epochs[:-1])
+    assert len(set(epochs[-1])) == len(epochs[-1])
 
 
 def test_a_run_that_has_ended_stays_ended(project: Project) -> None:
@@ -163,8 +172,6 @@ def test_an_image_holds_what_its_service_needs_and_nothing_of_the_other(project:
 
 
 def test_a_capture_fills_a_store_from_which_a_student_trains(project: Project) -> None:
-    if not (Path(__file__).parents[3] / "stillhouse" / "cli" / "capture.py").exists():
-        pytest.skip("NOT TESTED: this release has no `stillhouse capture`")
     project.compose("run", "--rm", "capture", "--block-size", "64", "--encoding", "hidden:f32")
     assert (project.run_folder.parent / "store" / "manifest.json").exists()
     argv = ["--store", "/runs/store", "--student", "causal_lm", "--model", "/models/tiny", "--keep-layers", "0"]
