@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -13,7 +14,9 @@ import torch
 
 from stillhouse.asking import Asking
 from stillhouse.data import Order, Sample
-from stillhouse.providers import TeacherLogitsProvider
+from stillhouse.payloads import Payload
+from stillhouse.providers import Answer, TeacherLogitsProvider
+from stillhouse.request import LogitsRequest, Sequence, TeacherDescription
 from student_worker.cadence import Cadence
 from student_worker.callbacks import Callback, RunView, StepRecord
 from student_worker.corpus import Samples
@@ -47,6 +50,25 @@ class InMemory:
 
     def __getitem__(self, index: int) -> Sample:
         return self.samples[index]
+
+
+class DistantTeacher(TeacherLogitsProvider):
+    """Gives answers that it has already, after a while."""
+
+    def __init__(self, latency_seconds: float, known: dict[Sequence, Payload], description: TeacherDescription) -> None:
+        self._latency_seconds = latency_seconds
+        self._known = known
+        self._description = description
+
+    def describe(self) -> TeacherDescription:
+        """Return what it was given."""
+        return self._description
+
+    def answer(self, request: LogitsRequest) -> Answer:
+        """Sleep, then answer."""
+        time.sleep(self._latency_seconds)
+        payloads = tuple(self._known[sequence] for sequence in request.sequences)
+        return Answer(payloads, self._description.fingerprint)
 
 
 class _Waits(Callback):

@@ -6,7 +6,6 @@ processor time. For the second see `_offline_training`.
 
 from __future__ import annotations
 
-import time
 from statistics import mean, median
 from typing import Any, cast
 
@@ -14,36 +13,18 @@ import numpy as np
 
 from benchmarks._offline_training import measure_offline
 from benchmarks._result import Result, Value
-from benchmarks._training_loop import InMemory, Trained, small_llama, train
+from benchmarks._training_loop import DistantTeacher, InMemory, Trained, small_llama, train
 from stillhouse.asking import Asking
 from stillhouse.data import Sample
 from stillhouse.encodings import TopK
 from stillhouse.fixtures import FixtureTeacher
-from stillhouse.providers import Answer, TeacherLogitsProvider
-from stillhouse.request import LogitsRequest, Sequence, TeacherDescription
+from stillhouse.request import Sequence
 from student_worker.corpus import Samples
 
 VOCABULARY, BLOCK, SAMPLES = 1024, 64, 16
 LATENCY_OVER_STEP = 0.75
 """Shorter than the step: of a longer one, nothing could hide more than a step's worth."""
 ENCODING = TopK(16)
-
-
-class DistantTeacher(TeacherLogitsProvider):
-    """Gives answers that it has already, after a while."""
-
-    def __init__(self, latency_seconds: float, known: dict[Sequence, Any]) -> None:
-        self._latency_seconds = latency_seconds
-        self._known = known
-
-    def describe(self) -> TeacherDescription:
-        """Return what the fixture says."""
-        return FixtureTeacher(VOCABULARY).describe()
-
-    def answer(self, request: LogitsRequest) -> Answer:
-        """Sleep, then answer."""
-        time.sleep(self._latency_seconds)
-        return Answer(tuple(self._known[sequence] for sequence in request.sequences), "fixture")
 
 
 def measure(quick: bool) -> Result:
@@ -96,7 +77,7 @@ def measure(quick: bool) -> Result:
 def _train(
     samples: InMemory, asking: Asking, known: dict[Sequence, Any], latency: float, prefetch_steps: int, steps: int
 ) -> Trained:
-    teacher = DistantTeacher(latency, known)
+    teacher = DistantTeacher(latency, known, FixtureTeacher(VOCABULARY).describe())
     student = small_llama(VOCABULARY, hidden=128, layers=2)
     dataset = cast("Samples", samples)
     return train(student, dataset, teacher, asking, prefetch_steps=prefetch_steps, num_steps=steps)
