@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from typing import cast
 
-import structlog
-
 from stillhouse.encoding_text import ENCODING_FORMS, parse_encoding
 from stillhouse.encodings import Candidates, Dense, Encoding, Hidden, Sampled, TopK, ValueType
 from stillhouse.errors import ConfigurationError, EncodingNotOfferedError
@@ -19,8 +17,6 @@ FORMS = f"auto (the smallest exact one: hidden where offered, else dense), or {E
 
 # At T = 2 fifty draws from a real teacher hit 46 different ids of a distribution over thousands.
 _HIGHEST_SAMPLED_TEMPERATURE = 1.25
-
-_log = structlog.get_logger(__name__)
 
 
 def check_text(text: str) -> str:
@@ -74,7 +70,10 @@ def offered_encoding(key: str, text: str, teacher: TeacherDescription, vocabular
 def warn_of_noise(encoding: Encoding, temperature: float) -> None:
     """Say when draws at such a temperature would be mostly noise."""
     if isinstance(encoding, Sampled) and temperature > _HIGHEST_SAMPLED_TEMPERATURE:
-        _log.warning(
+        # Here and not above: flags are made of this module, and their help would wait for it.
+        import structlog
+
+        structlog.get_logger(__name__).warning(
             "draws_are_mostly_noise",
             temperature=temperature,
             draws=encoding.draws,

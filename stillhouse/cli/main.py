@@ -32,6 +32,15 @@ COMMAND_GROUP = "stillhouse.commands"
 
 OUR_PACKAGES = ("stillhouse", "teacher_service", "student_worker")
 EXTRA_BY_PACKAGE = {"teacher_service": "teacher", "student_worker": "student"}
+OWN_VERBS = {
+    "data": "stillhouse.cli.data:app",
+    "tokenizers": "stillhouse.cli.tokenizers:app",
+    "store": "stillhouse.cli.store:app",
+    "bench": "stillhouse.cli.bench:app",
+    "capture": "stillhouse.cli.capture:capture",
+    "demo": "stillhouse.cli.demo:demo",
+    "doctor": "stillhouse.cli.doctor:doctor",
+}
 EXTRAS = "pip install 'stillhouse[teacher]', 'stillhouse[student]', 'stillhouse[demo]' or 'stillhouse[all]'"
 
 # What is not installed can't know its own flags: it explains itself whatever it is given.
@@ -84,27 +93,14 @@ def _add_verb(app: typer.Typer, entry: EntryPoint) -> None:
         app.command(entry.name)(verb)
 
 
-def build_app() -> typer.Typer:
-    """Return the whole command, with every verb that is installed."""
-    from stillhouse.cli.bench import app as bench
-    from stillhouse.cli.capture import capture
-    from stillhouse.cli.data import app as data
-    from stillhouse.cli.demo import demo
-    from stillhouse.cli.doctor import doctor
-    from stillhouse.cli.store import app as store
-    from stillhouse.cli.tokenizers import app as tokenizers
-
+def build_app(asked: str | None = None) -> typer.Typer:
+    """Return the whole command, with every verb that is installed; of those, only the one that is asked for, if any."""
     app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
     app.callback()(_root)
-    for entry in sorted(entry_points(group=COMMAND_GROUP), key=lambda entry: entry.name, reverse=True):
+    found = sorted(entry_points(group=COMMAND_GROUP), key=lambda entry: entry.name, reverse=True)
+    verbs = [*found, *(EntryPoint(name, value, COMMAND_GROUP) for name, value in OWN_VERBS.items())]
+    for entry in [verb for verb in verbs if verb.name == asked] or verbs:
         _add_verb(app, entry)
-    app.add_typer(data, name="data")
-    app.add_typer(tokenizers, name="tokenizers")
-    app.add_typer(store, name="store")
-    app.add_typer(bench, name="bench")
-    app.command()(capture)
-    app.command()(demo)
-    app.command()(doctor)
     return app
 
 
@@ -117,7 +113,9 @@ def run(app: typer.Typer, prog_name: str, arguments: list[str] | None = None) ->
     try:
         result = command.main(args=arguments, prog_name=prog_name, standalone_mode=False)
     except _UsageError as error:
-        _complain(_usage(error))
+        # Without any verb the help has been shown, and nothing is left to say.
+        if usage := _usage(error):
+            _complain(usage)
         return EXIT_WRONG_INPUT
     except (typer.Abort, KeyboardInterrupt):
         return EXIT_INTERRUPTED
@@ -159,4 +157,6 @@ def main() -> None:
     """Run the `stillhouse` command."""
     # A verb with a loop of its own installs its own handlers; for the rest SIGTERM is the same as Ctrl-C.
     signal.signal(signal.SIGTERM, _interrupt)
-    sys.exit(run(build_app(), "stillhouse"))
+    # A verb that is named needs no other: each of them imports what its flags are made of.
+    asked = sys.argv[1] if len(sys.argv) > 1 else None
+    sys.exit(run(build_app(asked), "stillhouse"))
