@@ -31,6 +31,7 @@ class RealService:
 
     address: str
     redis: Redis
+    redis_url: str
 
     def forget(self) -> None:
         """Empty the Redis."""
@@ -59,7 +60,7 @@ def real_service(*flags: str) -> Iterator[RealService]:
                 if process.poll() is not None or time.monotonic() > deadline:
                     raise RuntimeError(f"the teacher does not start:\n{log.read_text(errors='replace')[-2000:]}")
                 time.sleep(0.05)
-            yield RealService(json.loads(ready.read_text(encoding="utf-8"))["grpc"], client)
+            yield RealService(json.loads(ready.read_text(encoding="utf-8"))["grpc"], client, redis.url)
         finally:
             process.terminate()
             process.wait(60)

@@ -1,0 +1,142 @@
+"""How near does an answer from the cache, through the whole service, come to asking Redis itself for the same bytes?
+
+A teacher without a model stands behind the real service, and every answer is in its Redis. The one contestant asks the
+service over gRPC, 16 sequences a request; the other asks the same Redis for the same 16 values in one pipelined MGET,
+with the client library that the service has. Both have as many requests in flight, from this process, and the bytes of
+every answer are compared.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import statistics
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, cast
+
+import grpc
+from redis.asyncio import Redis
+
+from benchmarks._real_service import RealService, real_service
+from benchmarks._result import Result, Value
+from stillhouse.cached_values import payload_in
+from stillhouse.client import TeacherClient
+from stillhouse.encodings import Dense, Encoding, Sampled, TopK
+from stillhouse.fingerprint import cache_key
+from stillhouse.messages import request_to_proto
+from stillhouse.request import All, Last, LogitsRequest, Positions, Sequence
+from stillhouse.teacher.v1 import teacher_service_pb2 as pb
+from stillhouse.teacher.v1 import teacher_service_pb2_grpc as pb_grpc
+
+VOCABULARY = 49_152
+SEQUENCES = 16
+IN_FLIGHT = 4
+MAX_MESSAGE_BYTES = 64 * 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What is asked for; the first one of `SETTINGS` gives the headline figure."""
+
+    name: str
+    encoding: Encoding
+    tokens: int
+    positions: Positions
+
+
+SETTINGS = (
+    Setting("dense f32, 1 position each", Dense("float32"), 8, Last()),
+    Setting("top-64, 128 positions each", TopK(64), 128, All()),
+    Setting("sampled 50, 128 positions each", Sampled(50), 128, All()),
+)
+
+
+def measure(quick: bool) -> Result:
+    """Measure every setting; `hit_mb_s_over_raw_mget` is the median of the first one's ratios by round."""
+    rounds, requests = (2, 8) if quick else (9, 96)
+    # A look-up that comes too late would be computed instead, which is not what is asked here.
+    flags = ("--backend", "fixture", "--fixture-vocabulary-size", str(VOCABULARY), "--cache-timeout-seconds", "10")
+    with real_service(*flags) as service:
+        rows, ratios = [], []
+        for setting in SETTINGS:
+            setting_rows, setting_ratios = asyncio.run(_measure(service, setting, rounds, requests))
+            rows += setting_rows
+            ratios.append(statistics.median(setting_ratios))
+    return Result("cache_path", rounds, rows, {"hit_mb_s_over_raw_mget": ratios[0]})
+
+
+async def _measure(
+    service: RealService, setting: Setting, rounds: int, requests: int
+) -> tuple[list[dict[str, Value]], list[float]]:
+    sequences = tuple(
+        Sequence(
+            tuple((7 * index + place) % VOCABULARY for place in range(setting.tokens)), positions=setting.positions
+        )
+        for index in range(SEQUENCES)
+    )
+    request = LogitsRequest(sequences, setting.encoding)
+    with TeacherClient(service.address, timeout_seconds=120) as client:
+        client.answer(request)  # so that every answer is remembered
+        fingerprint = client.describe().fingerprint
+    keys = [
+        cache_key(fingerprint, sequence, setting.encoding, temperature=1.0, vocabulary_size=VOCABULARY)
+        for sequence in sequences
+    ]
+    redis = Redis.from_url(service.redis_url, socket_read_size=2**20, protocol=2)
+    options = [("grpc.max_receive_message_length", MAX_MESSAGE_BYTES)]
+    async with redis, grpc.aio.insecure_channel(service.address, options=options) as channel:
+        stub: Any = pb_grpc.TeacherServiceStub(channel)
+        message = pb.ComputeLogitsRequest(request=request_to_proto(request))
+        expected = [
+            payload_in(key, value) for key, value in zip(keys, cast("Any", await redis.mget(keys)), strict=True)
+        ]
+        assert all(expected), "the service has not remembered its answer"
+
+        async def hit() -> None:
+            answer = await stub.ComputeLogits(message, timeout=60)
+            assert answer.cache_hits == SEQUENCES
+            assert list(answer.payloads) == expected
+
+        async def raw() -> None:
+            pipeline = redis.pipeline(transaction=False)
+            pipeline.mget(keys)
+            (values,) = await pipeline.execute()
+            assert [payload_in(key, value) for key, value in zip(keys, values, strict=True)] == expected
+
+        contestants = {"raw MGET": raw, "hit through the service": hit}
+        seconds: dict[str, list[float]] = {name: [] for name in contestants}
+        for number in range(rounds + 1):
+            for name, ask in contestants.items():
+                elapsed = await _all(ask, requests)
+                if number:
+                    seconds[name].append(elapsed)
+    size = sum(map(len, filter(None, expected)))
+    megabytes = {name: [size * requests / 1e6 / one for one in times] for name, times in seconds.items()}
+    rows: list[dict[str, Value]] = [
+        {
+            "setting": setting.name,
+            "contestant": name,
+            "answer_kb": round(size / 1e3, 1),
+            "mb_s_min": round(min(rates), 1),
+            "mb_s_median": round(statistics.median(rates), 1),
+            "mb_s_max": round(max(rates), 1),
+            "answers_s_median": round(statistics.median(rates) * 1e6 / size, 1),
+        }
+        for name, rates in megabytes.items()
+    ]
+    raw_rates, hit_rates = megabytes.values()
+    return rows, [hit_rate / raw_rate for hit_rate, raw_rate in zip(hit_rates, raw_rates, strict=True)]
+
+
+async def _all(ask: Callable[[], Awaitable[None]], requests: int) -> float:
+    """Return the seconds that so many requests take, some of them in flight together."""
+    left = iter(range(requests))
+
+    async def caller() -> None:
+        for _ in left:
+            await ask()
+
+    began = time.perf_counter()
+    await asyncio.gather(*(caller() for _ in range(IN_FLIGHT)))
+    return time.perf_counter() - began
