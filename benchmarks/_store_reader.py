@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stillhouse.store import Store, open_store
-from stillhouse.store.reader import MAX_OPEN_SHARDS
+from stillhouse.store.open_shards import MAX_OPEN_SHARDS
 from stillhouse.store.shard import shard_name
 
 ROUND = 50

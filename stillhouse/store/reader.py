@@ -8,12 +8,9 @@ forked, or that gets a store by pickling, opens the files anew.
 from __future__ import annotations
 
 import os
-import threading
-from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Final, Generic, TypeVar
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -28,18 +25,11 @@ from stillhouse.request import TeacherDescription
 from stillhouse.store.columns import SAMPLE_COLUMNS, Columns
 from stillhouse.store.extras import read_output_head, read_tokens
 from stillhouse.store.files import StoreFiles
-from stillhouse.store.manifest import Manifest, Shard
+from stillhouse.store.manifest import Manifest
+from stillhouse.store.open_shards import OpenShards
 from stillhouse.store.opening import read_manifest
 from stillhouse.store.rows import StoredSample, check_row
-from stillhouse.store.shard import ShardReader, shard_name, shard_schema
-
-MAX_OPEN_SHARDS: Final = 64
-"""Each holds its footer, some hundred KB, and a file handle."""
-
-MAX_GROUP_BYTES: Final = 32 * 2**20
-"""Of decoded row groups, besides the one that is read."""
-
-Value = TypeVar("Value")
+from stillhouse.store.shard import shard_name, shard_schema
 
 
 def open_store(address: str | Path, *, allow_partial: bool = False, **options: Any) -> Store:
@@ -75,7 +65,7 @@ class Store:
         self.encoding: Encoding = plan.answer_encoding
         self.train = StorePart(self, "train")
         self.held_out: StorePart | None = StorePart(self, "held_out") if plan.held_out is not None else None
-        self._shards = _Shards(self._files, self.manifest)
+        self._shards = OpenShards(self._files, self.manifest)
         self._tokens: tuple[str, ...] | None = None
         self._output_head: OutputHead | None = None
 
@@ -247,126 +237,3 @@ class StorePart:
 
     def __repr__(self) -> str:
         return f"StorePart({self._store.address!r}, {self.name!r}, {len(self)} samples of {self.block_size} tokens)"
-
-
-class _Shards:
-    """Open shards and decoded row groups, the last used of each."""
-
-    def __init__(self, files: StoreFiles, manifest: Manifest) -> None:
-        self._files = files
-        self._manifest = manifest
-        self._plan = manifest.plan
-        self._first = {name: self._plan.shards_of(name, manifest.share).start for name in self._plan.parts}
-        self._schema = shard_schema(self._plan)
-        self._begin()
-
-    def _begin(self) -> None:
-        self._pid = os.getpid()
-        self._mutex = threading.Lock()
-        self._open: _Recent[ShardReader] = _Recent(MAX_OPEN_SHARDS, lambda _: 1, _close)
-        self._groups: _Recent[Columns] = _Recent(MAX_GROUP_BYTES, lambda columns: columns.num_bytes)
-
-    def columns(self, part: PartName, index: int, names: tuple[str, ...]) -> tuple[Columns, int]:
-        """Return decoded columns of the row group that holds a sample, and the sample's row among them."""
-        number, at = divmod(index, self._plan.samples_per_shard)
-        group, row = divmod(at, self._plan.samples_per_group)
-        if self._pid != os.getpid():
-            self._begin()  # Threads and open files of the process that this one was forked from.
-        key = part, number, group, names
-        with self._mutex:
-            columns = self._groups.get(key)
-            if columns is None:
-                try:
-                    columns = self._reader(part, number).group(group, names)
-                except (OSError, pa.ArrowException, ValueError, KeyError, IndexError) as error:
-                    self._open.drop((part, number))
-                    raise self._unreadable(part, number, error) from error
-                self._groups.put(key, columns)
-        try:
-            found = columns.sample_index(row)
-        except IndexError as error:
-            raise self._unreadable(part, number, "it holds too few rows") from error
-        if found != index:
-            raise self._unreadable(part, number, f"it has sample {found} in the place of {index}")
-        return columns, row
-
-    def batches(self, part: PartName, number: int) -> Iterator[pa.RecordBatch]:
-        """Yield the row groups of one shard."""
-        try:
-            with self._mutex:
-                reader = self._reader(part, number)
-            for group in range(reader.num_groups):
-                with self._mutex:
-                    reader = self._reader(part, number)
-                    batch = reader.batch(group, self._schema.names)
-                yield batch
-        except (OSError, pa.ArrowException, ValueError) as error:
-            raise self._unreadable(part, number, error) from error
-
-    def _reader(self, part: PartName, number: int) -> ShardReader:
-        reader = self._open.get((part, number))
-        if reader is None:
-            name = shard_name(part, number)
-            entry: Shard = self._manifest.shards[part][number - self._first[part]]
-            size = self._files.size(name)
-            if size != entry.bytes:
-                raise OSError(f"it has {size} bytes, where the manifest says {entry.bytes}")
-            reader = ShardReader(self._files.source(name), self._schema)
-            if reader.num_samples != entry.samples:
-                raise OSError(f"it has {reader.num_samples} samples, where the manifest says {entry.samples}")
-            self._open.put((part, number), reader)
-        return reader
-
-    def _unreadable(self, part: PartName, number: int, error: Exception | str) -> StoreError:
-        name = shard_name(part, number)
-        what = "it is missing" if isinstance(error, FileNotFoundError) else str(error)
-        return StoreError(
-            f"{self._files.name}: the shard {name} cannot be read: {what}; copy it again, or capture it again. "
-            "`stillhouse store verify` finds every such shard"
-        )
-
-    def close(self) -> None:
-        with self._mutex:
-            self._open.clear()
-            self._groups.clear()
-
-
-class _Recent(Generic[Value]):
-    """Values by key, of which the least recently used go when those that are kept weigh too much."""
-
-    def __init__(
-        self, limit: int, weigh: Callable[[Value], int], let_go: Callable[[Value], None] | None = None
-    ) -> None:
-        self._limit = limit
-        self._weigh = weigh
-        self._let_go = let_go
-        self._values: OrderedDict[Hashable, Value] = OrderedDict()
-        self._weight = 0
-
-    def get(self, key: Hashable) -> Value | None:
-        value = self._values.get(key)
-        if value is not None:
-            self._values.move_to_end(key)
-        return value
-
-    def put(self, key: Hashable, value: Value) -> None:
-        self._values[key] = value
-        self._weight += self._weigh(value)
-        while self._weight > self._limit and len(self._values) > 1:
-            self.drop(next(iter(self._values)))
-
-    def drop(self, key: Hashable) -> None:
-        value = self._values.pop(key, None)
-        if value is not None:
-            self._weight -= self._weigh(value)
-            if self._let_go is not None:
-                self._let_go(value)
-
-    def clear(self) -> None:
-        for key in list(self._values):
-            self.drop(key)
-
-
-def _close(reader: ShardReader) -> None:
-    with suppress(OSError, pa.ArrowException):
-        reader.close()

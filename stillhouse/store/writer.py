@@ -14,12 +14,9 @@ follow from the plan alone, so that the files are those of a run that nobody sto
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
 import threading
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
@@ -44,6 +41,7 @@ from stillhouse.store.files import (
     written_aside,
 )
 from stillhouse.store.journal import Journal
+from stillhouse.store.ledger import Ledger
 from stillhouse.store.manifest import (
     Manifest,
     Shard,
@@ -100,6 +98,7 @@ class StoreWriter:
         self._tokens = tokens
         self._output_head = output_head
         self._partial = self.folder / PARTIAL
+        self._ledger = Ledger(self._partial / "shards")
         self._mutex = threading.RLock()
         self._journals: dict[tuple[PartName, int], Journal] = {}
         self._shards: dict[tuple[PartName, int], Shard] = {}
@@ -293,7 +292,7 @@ class StoreWriter:
 
     def _take_stock(self) -> None:
         """Find the shards that are complete, and the journals of those that are not."""
-        known = self._read_ledger()
+        known = self._ledger.read()
         for name in self.plan.parts:
             with writing(self.folder / name):
                 (self.folder / name).mkdir(exist_ok=True)
@@ -314,7 +313,7 @@ class StoreWriter:
     def _entry_of_shard(self, place: Path, part: PartName, number: int) -> Shard:
         """Read a complete shard over, of which no line tells: its writer was killed in between."""
         shard = shard_entry(place, self.plan, part, number)
-        self._note(part, number, shard)
+        self._ledger.note(part, number, shard)
         return shard
 
     def _journal_path(self, part: PartName, number: int) -> Path:
@@ -339,32 +338,11 @@ class StoreWriter:
                 shard = shard_writer.finish()
         except CodecError as error:
             raise StoreError(f"{error}; remove it, and its samples are asked for again") from error
-        self._note(part, number, shard)
+        self._ledger.note(part, number, shard)
         self._shards[part, number] = shard
         del self._journals[part, number]
         with writing(journal.path):
             journal.remove()
-
-    @property
-    def _ledger(self) -> Path:
-        return self._partial / "shards"
-
-    def _note(self, part: PartName, number: int, shard: Shard) -> None:
-        line = json.dumps([part, number, shard.model_dump()]) + "\n"
-        with writing(self._ledger), self._ledger.open("a", encoding="ascii") as file:
-            file.write(line)
-            file.flush()
-            os.fsync(file.fileno())
-
-    def _read_ledger(self) -> dict[tuple[PartName, int], Shard]:
-        known: dict[tuple[PartName, int], Shard] = {}
-        with suppress(FileNotFoundError):
-            for line in self._ledger.read_bytes().splitlines():
-                # A line that was cut off is one that is missing: the shard is read over.
-                with suppress(ValueError, TypeError):
-                    name, number, values = json.loads(line)
-                    known[name, number] = Shard.model_validate(values)
-        return known
 
     def _entry(self, name: str) -> WrittenFile | None:
         place = self.folder / name
