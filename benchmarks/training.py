@@ -1,7 +1,7 @@
-"""How much of a teacher's latency does fetching ahead of the step hide, and how near to plain training is a store?
+"""How much of a teacher's latency does fetching ahead of the step hide, and how near to plain training does one come?
 
 For the first the teacher's answers are made beforehand: what is waited for is the latency alone, and it takes no
-processor time. For the second see `_offline_training`.
+processor time. For the second see `_offline_training` (from a store) and `_remote_training` (from a live teacher).
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any, cast
 import numpy as np
 
 from benchmarks._offline_training import measure_offline
+from benchmarks._remote_training import measure_live
 from benchmarks._result import Result, Value
 from benchmarks._training_loop import DistantTeacher, InMemory, Trained, small_llama, train
 from stillhouse.asking import Asking
@@ -34,7 +35,8 @@ def measure(quick: bool) -> Result:
     without it), of all counted steps. `hidden_by_step_time` is the same told by the clock: (step without prefetch -
     step with it) / (step without prefetch - step with the teacher at hand), of the median steps in each contestant's
     best round; it holds the cost of fetching too, and the machine's noise. `offline_over_plain`: tokens a second from a
-    store over those of training on cross-entropy alone, with no teacher.
+    store over those of training on cross-entropy alone, with no teacher. `remote_over_plain`, `same_box_over_sum`: see
+    `_remote_training.measure_live`.
     """
     rounds, steps = (2, 8) if quick else (7, 24)
     samples = _samples()
@@ -66,12 +68,14 @@ def measure(quick: bool) -> Result:
     _, exposed_wait, hidden_wait = (sum(one.waited_seconds for one in runs) for runs in measured.values())
     at_hand, exposed, hidden = (min(one.step_seconds for one in runs) for runs in measured.values())
     offline_rows, offline_over_plain = measure_offline(quick)
+    live_rows, live_figures = measure_live(quick)
     figures = {
         "latency_hidden": 1 - hidden_wait / exposed_wait,
         "hidden_by_step_time": (exposed - hidden) / (exposed - at_hand),
         "offline_over_plain": offline_over_plain,
+        **live_figures,
     }
-    return Result("training", rounds, [*rows, *offline_rows], figures)
+    return Result("training", rounds, [*rows, *offline_rows, *live_rows], figures)
 
 
 def _train(

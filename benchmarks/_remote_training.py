@@ -1,0 +1,181 @@
+"""Training from a live teacher beside training on cross-entropy alone: the teacher elsewhere, and on the same cores.
+
+Elsewhere: the real service with a backend that sleeps as long as a GPU would compute, and the machine's last core to
+itself; the student has the first one, and one thread. On the same cores: a real model behind the real service, and
+nobody remembers anything.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+import numpy as np
+import torch
+
+from benchmarks._real_service import real_service
+from benchmarks._result import Value
+from benchmarks._training_loop import BATCH, InMemory, small_llama, train
+from stillhouse.asking import Asking
+from stillhouse.client import TeacherClient
+from stillhouse.data import Sample
+from stillhouse.encodings import Sampled
+from student_worker.corpus import Samples
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+VOCABULARY, BLOCK, SAMPLES = 16_384, 128, 64
+HIDDEN, LAYERS = 384, 4
+TEACHER_HIDDEN, TEACHER_LAYERS = 512, 6
+ENCODING = Sampled(50)
+PREFETCH_STEPS = 2
+TEACHER_SECONDS = 0.2
+"""What the teacher sleeps for a micro-shard: less than a step's worth of it, so that its throughput suffices."""
+
+_DISTANT_SERVICE = f"""
+import asyncio, os, time
+from concurrent.futures import ThreadPoolExecutor
+from stillhouse.logs import configure_logging
+from teacher_service.backends.fixture import FixtureBackend
+from teacher_service.service import TeacherService
+from teacher_service.settings import TeacherSettings
+
+class Distant(FixtureBackend):
+    def forward(self, sequences):
+        time.sleep({TEACHER_SECONDS})
+        return super().forward(sequences)
+
+async def main():
+    os.sched_setaffinity(0, {{max(os.sched_getaffinity(0))}})
+    configure_logging("error", "json")
+    settings = TeacherSettings(backend="fixture", http_port=0, grpc_port=0, cache="off")
+    service = TeacherService(settings, ThreadPoolExecutor(1), None, opener=lambda _: Distant({VOCABULARY}))
+    await service.open()
+    await service.load()
+    print(service.grpc_port, flush=True)
+    await asyncio.Event().wait()
+
+asyncio.run(main())
+"""
+
+
+def measure_live(quick: bool) -> tuple[list[dict[str, Value]], dict[str, float]]:
+    """Return a row for each contestant, and `remote_over_plain` and `same_box_over_sum`.
+
+    Both are medians of the rounds' ratios of median steps. The first: plain training's step over that with a teacher
+    elsewhere. The second: what the teacher takes for a step's answers and plain training for a step, one after the
+    other, over a step of both at once on the same cores.
+    """
+    rounds, steps = (1, 4) if quick else (7, 8)
+    samples = _samples()
+    rows, remote = _remote(samples, rounds, steps)
+    more_rows, same_box = _same_box(samples, rounds, steps)
+    return rows + more_rows, {"remote_over_plain": remote, "same_box_over_sum": same_box}
+
+
+def _remote(samples: InMemory, rounds: int, steps: int) -> tuple[list[dict[str, Value]], float]:
+    with _distant_teacher() as address, _one_core(), TeacherClient(address, timeout_seconds=120) as client:
+        asking = _asking(client)
+        seconds: dict[str, list[float]] = {"one core, plain": [], "one core, teacher elsewhere": []}
+        for number in range(rounds):
+            runs = {
+                "one core, plain": lambda: _step(samples, None, asking, steps),
+                "one core, teacher elsewhere": lambda: _step(samples, client, asking, steps),
+            }
+            for name in list(runs)[:: 1 if number % 2 == 0 else -1]:
+                seconds[name].append(runs[name]())
+    plain, remote = seconds.values()
+    return _rows(seconds), statistics.median(one / other for one, other in zip(plain, remote, strict=True))
+
+
+def _same_box(samples: InMemory, rounds: int, steps: int) -> tuple[list[dict[str, Value]], float]:
+    with tempfile.TemporaryDirectory() as name:
+        teacher = small_llama(VOCABULARY, hidden=TEACHER_HIDDEN, layers=TEACHER_LAYERS)
+        cast("PreTrainedModel", teacher.module).save_pretrained(Path(name))
+        flags = ("--model", name, "--dtype", "float32", "--cache", "off")
+        with real_service(*flags) as service, TeacherClient(service.address, timeout_seconds=120) as client:
+            asking = _asking(client)
+            request = asking.request(samples.samples[:BATCH])
+            client.answer(request)
+            seconds: dict[str, list[float]] = {"plain": [], "teacher alone": [], "both on the same cores": []}
+            for _ in range(rounds):
+                seconds["plain"].append(_step(samples, None, asking, steps))
+                seconds["teacher alone"].append(
+                    statistics.median(_timed(lambda: client.answer(request)) for _ in range(steps))
+                )
+                seconds["both on the same cores"].append(_step(samples, client, asking, steps))
+    ratios = [(plain + alone) / both for plain, alone, both in zip(*seconds.values(), strict=True)]
+    return _rows(seconds), statistics.median(ratios)
+
+
+def _step(samples: InMemory, teacher: TeacherClient | None, asking: Asking, steps: int) -> float:
+    student = small_llama(VOCABULARY, hidden=HIDDEN, layers=LAYERS)
+    dataset = cast("Samples", samples)
+    return train(student, dataset, teacher, asking, prefetch_steps=PREFETCH_STEPS, num_steps=steps).step_seconds
+
+
+def _asking(client: TeacherClient) -> Asking:
+    return Asking(ENCODING, 1.0, VOCABULARY, client.describe().fingerprint)
+
+
+def _rows(seconds: dict[str, list[float]]) -> list[dict[str, Value]]:
+    return [
+        {
+            "teacher": name,
+            "step_min_ms": round(1e3 * min(times), 2),
+            "step_median_ms": round(1e3 * statistics.median(times), 2),
+            "step_max_ms": round(1e3 * max(times), 2),
+            "tokens_s": round(BATCH * BLOCK / statistics.median(times), 1),
+        }
+        for name, times in seconds.items()
+    ]
+
+
+def _timed(run: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    run()
+    return time.perf_counter() - began
+
+
+def _samples() -> InMemory:
+    made = []
+    for index in range(SAMPLES):
+        ids = np.random.default_rng(index).integers(1, VOCABULARY, BLOCK).astype(np.uint32)
+        labels = np.append(ids[1:], -100).astype(np.int64)
+        made.append(Sample(ids, labels, labels != -100, (BLOCK,)))
+    return InMemory(tuple(made))
+
+
+@contextmanager
+def _distant_teacher() -> Iterator[str]:
+    service = subprocess.Popen([sys.executable, "-c", _DISTANT_SERVICE], stdout=subprocess.PIPE, text=True)
+    try:
+        assert service.stdout is not None
+        yield f"127.0.0.1:{int(service.stdout.readline())}"
+    finally:
+        service.kill()
+        service.wait()
+        if service.stdout is not None:
+            service.stdout.close()
+
+
+@contextmanager
+def _one_core() -> Iterator[None]:
+    """Give this process the first core alone, and torch one thread, until the end."""
+    cores, threads = os.sched_getaffinity(0), torch.get_num_threads()
+    os.sched_setaffinity(0, {min(cores)})
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, cores)
+        torch.set_num_threads(threads)
