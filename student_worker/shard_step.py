@@ -149,12 +149,14 @@ def backward(
         torch.manual_seed(seed)
         states = student.row_states(batch)
         leaf = states.detach().requires_grad_()
-        total = NO_LOSS
+        total, out = NO_LOSS, None
         for start in range(0, batch.num_rows, CHUNK_ROWS):
             stop = min(start + CHUNK_ROWS, batch.num_rows)
             logits = student.head(leaf[start:stop])
+            # One buffer for the gradients of all chunks: to get fresh memory takes as long as to fill it.
+            out = torch.empty_like(logits, requires_grad=False) if out is None else out[: stop - start]
             answer = None if teacher is None else slice_rows(teacher, start, stop)
-            part = _loss(logits.detach(), answer, batch.labels[start:stop], objective, counts)
+            part = _loss(logits.detach(), answer, batch.labels[start:stop], objective, counts, out)
             torch.autograd.backward(logits, part.gradient)
             total += ShardLoss(part.loss, part.cross_entropy, part.kl)
         torch.autograd.backward(states, leaf.grad)
@@ -162,11 +164,13 @@ def backward(
 
 
 def _loss(
-    logits: Tensor, answer: Payload | None, labels: Tensor, objective: Objective, counts: Counts
+    logits: Tensor, answer: Payload | None, labels: Tensor, objective: Objective, counts: Counts, out: Tensor
 ) -> LossAndGradient:
     size = objective.vocabulary_size
     if answer is None:
-        return cross_entropy_and_gradient(logits, labels, num_labelled=counts.num_labelled, vocabulary_size=size)
+        return cross_entropy_and_gradient(
+            logits, labels, num_labelled=counts.num_labelled, vocabulary_size=size, out=out
+        )
     return kd_loss_and_gradient(
         logits,
         answer,
@@ -180,4 +184,5 @@ def _loss(
         top_k_tail=objective.top_k_tail,
         loss=objective.loss,
         jsd_beta=objective.jsd_beta,
+        out=out,
     )

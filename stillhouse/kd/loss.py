@@ -14,8 +14,9 @@ from torch import Tensor
 
 from stillhouse.kd import checks
 from stillhouse.kd.divergences import DivergenceName
+from stillhouse.kd.kernels import make_kernel
 from stillhouse.kd.options import Options
-from stillhouse.kd.rows import NO_LABEL, RowKernel, RowTerms, RowWeights
+from stillhouse.kd.rows import NO_LABEL, RowTerms, RowWeights
 from stillhouse.kd.teacher import check_whole, num_rows, shared_width, take_rows, teacher_source
 from stillhouse.payloads import DenseLogits, Payload
 
@@ -160,7 +161,7 @@ def _run_part(part: Part, gradient: Tensor | None, options: Options, weights: Ro
     """Return the sums of cross-entropy and KL, `[2]` float64 on CPU."""
     student, device = part.student.detach()[:, : part.width], part.student.device
     dtype = _accumulation_dtype(part.student, part.teacher)
-    kernel = RowKernel(
+    kernel = make_kernel(
         part.width,
         dtype=dtype,
         device=device,

@@ -11,11 +11,12 @@ from typing import Any
 import torch
 
 from stillhouse.fingerprint import weights_fingerprint
+from stillhouse.kd.kernels import kernel_name
 from stillhouse.version import __version__, source_commit
 from student_worker.planning.preflight import Ready
 from student_worker.recipe.schema import Recipe
 
-PACKAGES = ("torch", "transformers", "torchft", "peft")
+PACKAGES = ("torch", "transformers", "torchft", "peft", "numba")
 
 
 def collect_facts(recipe: Recipe, ready: Ready, identity: dict[str, str]) -> dict[str, Any]:
@@ -42,9 +43,15 @@ def collect_facts(recipe: Recipe, ready: Ready, identity: dict[str, str]) -> dic
 
 
 def device_facts(device: torch.device) -> dict[str, Any]:
-    """Return what a device is, and on which host."""
+    """Return what a device is, on which host, and what computes the loss there."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
-    return {"device": str(device), "name": name, "host": socket.gethostname(), "threads": torch.get_num_threads()}
+    return {
+        "device": str(device),
+        "name": name,
+        "host": socket.gethostname(),
+        "threads": torch.get_num_threads(),
+        "loss": kernel_name(device),
+    }
 
 
 def host_facts() -> dict[str, Any]:

@@ -20,6 +20,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import structlog
+
 from stillhouse.errors import ConfigurationError
 from stillhouse.version import __version__
 from student_worker.recipe.schema import Recipe
@@ -34,6 +36,8 @@ START_TOGETHER_SECONDS = 120.0
 """Longer than the slowest of several workers takes to load, whose processor the others share."""
 
 POLL_SECONDS = 0.05
+
+_log = structlog.get_logger(__name__)
 
 
 def own_folder(recipe: Recipe) -> Recipe:
@@ -148,6 +152,14 @@ def worker_facts(recipe: Recipe) -> dict[str, Any]:
         except (OSError, ValueError, KeyError, TypeError):
             continue  # of an earlier release, or being written
     return {number: facts for number, facts in found.items() if facts}
+
+
+def warn_of_another_loss(recipe: Recipe, loss: str) -> None:
+    """Say so where another kernel computed the loss of a worker that has been here: its bits were not quite these."""
+    for number, facts in worker_facts(recipe).items():
+        theirs = facts.get("loss", loss)  # not said by an earlier release
+        if theirs != loss:
+            _log.warning("loss_computed_otherwise", worker=number, theirs=theirs, here=loss, effect="other low bits")
 
 
 def wait_for_siblings(recipe: Recipe, stopping: threading.Event) -> bool:

@@ -38,6 +38,6 @@ def cases(draw: st.DrawFn, dtype: torch.dtype = torch.float64) -> Case:
     both[torch.arange(rows), labels.clamp_min(0)] = False
     both[torch.arange(rows), student.argmax(-1)] = False
     student = student.masked_fill(both, -torch.inf)
-    temperature = draw(st.sampled_from([0.05, 0.5, 1.0, 1.5, 4.0, 100.0]))
+    temperature = draw(st.sampled_from([0.05, 0.5, 1.0, 1.5, 2.0, 4.0, 100.0]))
     alpha = draw(st.sampled_from([0.0, 0.3, 1.0]))
     return Case(student.to(dtype), teacher.to(dtype), labels, mask, temperature, alpha)

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
 from torch import Tensor
 
+from stillhouse.kd import kernels
+
 Reference = Callable[..., tuple[float, Tensor]]
+
+
+@pytest.fixture(scope="module", params=["compiled", "chunks"])
+def each_kernel(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Run a module's tests with the compiled kernel, and again with what stands in for it where numba is missing."""
+    if request.param == "compiled" and not kernels.is_compiled():
+        pytest.skip("NOT TESTED: the compiled kernel; numba is not installed")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kernels, "is_compiled", lambda: request.param == "compiled")
+        yield request.param
 
 
 @pytest.fixture(scope="session")

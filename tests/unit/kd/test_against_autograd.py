@@ -17,6 +17,8 @@ from stillhouse.payloads import DenseLogits, TopKLogits
 from tests.asked import every_position
 from tests.unit.kd.cases import Case, cases
 
+pytestmark = pytest.mark.usefixtures("each_kernel")
+
 Reference = Callable[..., tuple[float, Tensor]]
 
 

@@ -13,6 +13,8 @@ from stillhouse.payloads import CandidateLogits
 from stillhouse.request import All, Sequence
 from tests.unit.kd.conftest import naive_loss_and_gradient
 
+pytestmark = pytest.mark.usefixtures("each_kernel")
+
 V, ROWS = 23, 5
 
 

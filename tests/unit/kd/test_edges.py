@@ -15,6 +15,8 @@ from stillhouse.fixtures import FixtureTeacher
 from stillhouse.kd import kd_logit_gradient, kd_loss, kd_loss_and_gradient, kd_step
 from stillhouse.payloads import DenseLogits, HiddenStates, OutputHead
 
+pytestmark = pytest.mark.usefixtures("each_kernel")
+
 V = 9
 INF = math.inf
 

@@ -15,6 +15,8 @@ from stillhouse.kd import causal_lm_kd_loss, kd_loss_and_gradient, kd_step, kd_s
 from stillhouse.payloads import HiddenStates, OutputHead
 from tests.unit.kd.conftest import naive_loss_and_gradient
 
+pytestmark = pytest.mark.usefixtures("each_kernel")
+
 V, N, D, ROWS = 31, 27, 5, 6
 HEADS: dict[str, dict[str, Any]] = {
     "plain": {},

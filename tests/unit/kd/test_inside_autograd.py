@@ -13,6 +13,8 @@ from stillhouse import kd_loss, kd_loss_and_gradient
 from stillhouse.kd import kd_logit_gradient
 from stillhouse.payloads import DenseLogits, HiddenStates, OutputHead, Payload
 
+pytestmark = pytest.mark.usefixtures("each_kernel")
+
 N, D = 9, 3
 
 

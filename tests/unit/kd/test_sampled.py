@@ -19,6 +19,8 @@ from stillhouse.kd.teacher import TopKTail
 from stillhouse.payloads import SampledCounts, concatenate
 from stillhouse.request import All, Sequence
 
+pytestmark = pytest.mark.usefixtures("each_kernel")
+
 V = 37
 
 

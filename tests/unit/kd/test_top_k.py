@@ -19,6 +19,8 @@ from stillhouse.kd import kd_loss_and_gradient
 from stillhouse.payloads import TopKLogits
 from tests.asked import every_position
 
+pytestmark = pytest.mark.usefixtures("each_kernel")
+
 V, T = 50, 2.0
 
 

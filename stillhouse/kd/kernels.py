@@ -1,0 +1,74 @@
+"""Which arithmetic computes a block of rows: compiled, where it can be, else row chunks of torch's own operations.
+
+Both take and give the same, to rounding, and either belongs to itself: a loss and its gradient are always of one
+kernel. Bits differ between the two, so a run says in its receipt which one it had.
+"""
+
+from __future__ import annotations
+
+import importlib
+from functools import cache
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from stillhouse.encodings import Encoding
+from stillhouse.kd.divergences import FORWARD_KL, Divergence
+from stillhouse.kd.rows import RowKernel, RowTerms, RowWeights, TeacherRows
+
+
+class Kernel(Protocol):
+    """Loss and gradient of a chunk of rows."""
+
+    max_rows: int
+    """Rows of the largest chunk that it takes."""
+
+    def run(self, student: Tensor, teacher: TeacherRows | None, labels: Tensor, gradient: Tensor | None) -> RowTerms:
+        """Return the terms of one chunk, and write its gradient: see `RowKernel.run`."""
+
+
+def make_kernel(
+    width: int,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    temperature: float,
+    weights: RowWeights,
+    divergence: Divergence = FORWARD_KL,
+) -> Kernel:
+    """Return the kernel for rows of one width, accumulated in `dtype` on `device`."""
+    compilable = device.type == "cpu" and dtype == torch.float32 and divergence.name == "forward_kl"
+    if compilable and is_compiled():
+        from stillhouse.kd.compiled.kernel import CompiledKernel
+
+        return CompiledKernel(width, temperature=temperature, weights=weights)
+    return RowKernel(width, dtype=dtype, device=device, temperature=temperature, weights=weights, divergence=divergence)
+
+
+@cache
+def is_compiled() -> bool:
+    """Whether float32 losses on CPU are compiled: numba, of the extra `student`, is there and works here."""
+    try:
+        importlib.import_module("numba")
+    except ImportError:  # also where it is there, and refuses this numpy
+        return False
+    return True
+
+
+def compile_ahead(encoding: Encoding | None, temperature: float) -> None:
+    """Compile now what a loss over such answers takes, a second or two, rather than in the step that needs it.
+
+    None stands for an answer that is not asked for: cross-entropy alone.
+    """
+    if is_compiled():
+        from stillhouse.kd.compiled.kernel import compile_for
+
+        compile_for(encoding, temperature)
+
+
+def kernel_name(device: torch.device) -> str:
+    """Return what computes a float32 forward KL on a device, for whoever asks why two runs differ in a bit."""
+    if device.type != "cpu" or not is_compiled():
+        return "row chunks"
+    return f"compiled (numba {importlib.import_module('numba').__version__})"
