@@ -6,6 +6,7 @@ Knows nothing of what a command does.
 from __future__ import annotations
 
 import re
+import shlex
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -52,6 +53,11 @@ class Command:
     def __str__(self) -> str:
         """Where it stands, and how it begins: a test's name."""
         return f"{self.page}:{self.line}: {' '.join(self.text.split())[:60]}"
+
+
+def words_of(text: str) -> list[str]:
+    """Return a command's words as a shell would make them, without its comment."""
+    return shlex.split(re.sub(r"\\\n *", " ", text), comments=True)
 
 
 @cache
