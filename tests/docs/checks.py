@@ -147,6 +147,14 @@ def _compose(words: Words) -> None:
         raise AssertionError(f"docker compose {verb}: say how to check it")
     assert set(named) <= services.keys(), f"the services are {sorted(services)}"
     _has_flags(["docker", "compose", verb], rest)
+    _fit_together(tuple(files or ["docker-compose.yml"]))
+
+
+@cache
+def _fit_together(files: tuple[str, ...]) -> None:
+    # With no variables of a developer's own, as a clean checkout has it.
+    named = [word for file in files for word in ("--file", file)]
+    _run(["docker", "compose", "--env-file", os.devnull, *named, "config", "--quiet"])
 
 
 def _kubectl(words: Words, _: Command) -> None:
