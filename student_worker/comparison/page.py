@@ -72,8 +72,8 @@ def _page(outcome: dict[str, Any], pictures: list[str], command: str, recipe: st
 
 ## The command
 
-```
-{command}
+```console
+$ {command}
 ```
 
 with this recipe, and its teacher running (`stillhouse teacher serve`); an interrupted comparison goes on by the same

@@ -5,7 +5,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 
 from tests.integration.conftest import ServeTeacher
@@ -32,23 +31,3 @@ async def test_the_readmes_training_loop_lowers_its_loss(serve_teacher: ServeTea
         names["teacher"].close()
     assert len(names["losses"]) == 8
     assert names["losses"][-1] < names["losses"][0]
-
-
-def test_the_first_screen_says_what_it_is_and_shows_the_two_commands() -> None:
-    first_screen = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()[:25]
-    text = "\n".join(first_screen)
-    assert "make demo" in text
-    assert "make test" in text
-    picture = re.search(r"!\[[^]]+\]\(([^)]+)\)", text)
-    assert picture is not None
-    assert (ROOT / picture[1]).exists()
-
-
-@pytest.mark.parametrize(
-    "page", ["README.md", "CONTRIBUTING.md", *sorted(p.name for p in (ROOT / "docs").glob("*.md"))]
-)
-def test_every_link_to_a_file_leads_somewhere(page: str) -> None:
-    path = ROOT / page if (ROOT / page).exists() else ROOT / "docs" / page
-    links = re.findall(r"\]\((?!https?:|#)([^)#]+)", path.read_text(encoding="utf-8"))
-    missing = [link for link in links if not (path.parent / link).exists()]
-    assert missing == []
