@@ -149,6 +149,7 @@ class TeacherClient(ClientBase, TeacherLogitsProvider):
             try:
                 return attempt(max(deadline - time.monotonic(), LEAST_TIMEOUT_SECONDS))
             except grpc.RpcError as error:
+                self._check_usable()  # closed meanwhile: not the teacher's fault, and not to be tried again
                 raise error_of(cast("FailedCall", error), self.address) from error
 
         # One id for all attempts: the teacher's log then shows them together.

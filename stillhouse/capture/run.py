@@ -38,6 +38,7 @@ from stillhouse.request import TeacherDescription
 from stillhouse.stopping import stop_on_signals
 from stillhouse.store import Manifest, StoreWriter, open_store
 from stillhouse.store.files import CAPTURE, MANIFEST
+from stillhouse.store.writer import check_place
 
 EXIT_START_AGAIN = 1
 """The teacher was away for longer than the capture waits: the same command goes on once it is back."""
@@ -94,6 +95,7 @@ class _Capture:
 
     def run(self) -> int:
         settings = self._settings
+        check_place(settings.output_dir)
         if (settings.output_dir / MANIFEST).exists():
             return self._was_complete()
         if settings.starts_teacher:
@@ -104,7 +106,7 @@ class _Capture:
         teacher = PatientTeacher(client, settings.teacher_wait_seconds, self._stopping)
         description = teacher.call(lambda: client.describe(include_tokens=True))
         checked = self._check(description)
-        has_head = isinstance(checked.asking.encoding, Hidden) and not settings.dry_run
+        has_head = isinstance(checked.asking.encoding, Hidden) and (self.has_begun or not settings.dry_run)
         head = teacher.call(client.output_head) if has_head else None
 
         def open_writer() -> StoreWriter:
@@ -113,7 +115,7 @@ class _Capture:
             return self._open_parts.enter_context(writer)
 
         # A folder of another command is refused before anything is asked; a new one is not made before all is known.
-        writer = open_writer() if self.has_begun and not settings.dry_run else None
+        writer = open_writer() if self.has_begun else None
         about = self._say_before(checked, writer, teacher)
         if settings.dry_run:
             return EXIT_DONE

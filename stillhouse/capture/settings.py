@@ -38,6 +38,8 @@ def _share(value: object) -> object:
     if match is None:
         raise ValueError("must be i/n, such as 0/4, the first of four")
     index, count = int(match[1]), int(match[2])
+    if count == 0:
+        raise ValueError(f"must be i/n with n of at least 1, such as 0/4, the first of four; got {value}")
     if not index < count:
         raise ValueError(f"parts are counted from 0: of {count} the last is {max(count - 1, 0)}/{count}")
     return index, count

@@ -41,6 +41,16 @@ def entry_of(file: BinaryIO) -> WrittenFile:
     return WrittenFile(bytes=size, checksum=digest.hexdigest())
 
 
+def fault_of(name: str, file: BinaryIO, entry: WrittenFile) -> str | None:
+    """Return in what an open file differs from what a manifest says of it; None where it does not."""
+    found = entry_of(file)
+    if found.bytes != entry.bytes:
+        return f"{name} has {found.bytes} bytes, where the manifest says {entry.bytes}: it was cut off or altered"
+    if found.checksum != entry.checksum:
+        return f"{name} was altered: its checksum is {found.checksum}, where the manifest says {entry.checksum}"
+    return None
+
+
 def shard_entry(place: Path, plan: StorePlan, part: PartName, number: int) -> Shard:
     """Return what a manifest says of a shard, after every row was read.
 
@@ -72,7 +82,7 @@ def each_row(source: Path | BinaryIO, plan: StorePlan, part: PartName, number: i
     """
     name = shard_name(part, number)
     try:
-        reader = ShardReader(source, shard_schema(plan))
+        reader = ShardReader(source, plan, part)
         try:
             yield from _rows(reader, plan, part, number)
         finally:

@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from stillhouse.data.dataset import PartName
+from stillhouse.errors import StoreError
 from stillhouse.store.files import writing
 from stillhouse.store.folders import new_folder
 from stillhouse.store.manifest import StorePlan
@@ -45,8 +46,12 @@ def export(
     store = address if isinstance(address, Store) else Store(address, allow_partial=True, options=options)
     plan = store.manifest.plan
     total, done = sum(map(len, store.manifest.shards.values())), 0
+    # A share may have no shard of a part, and `datasets` opens no split without a file.
+    splits = [name for name in plan.parts if store.manifest.shards[name]]
+    if not splits:
+        raise StoreError(f"{store.address} holds no shard, as there are more shares than shards: nothing to export")
     with new_folder(out) as folder:
-        for name in plan.parts:
+        for name in splits:
             split = folder / name
             files = []
             numbers = plan.shards_of(name, store.manifest.share)
@@ -60,7 +65,7 @@ def export(
                         progress(done, total)
                 _write_state(split, name, files, store)
         with writing(folder):
-            (folder / "dataset_dict.json").write_text(json.dumps({"splits": list(plan.parts)}), encoding="utf-8")
+            (folder / "dataset_dict.json").write_text(json.dumps({"splits": splits}), encoding="utf-8")
 
 
 def _write_shard(place: Path, store: Store, part: PartName, number: int) -> None:

@@ -5,6 +5,7 @@ The head's numbers stand in one entry of the file's metadata: safetensors writes
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Sequence as SequenceOf
 from pathlib import Path
@@ -17,7 +18,9 @@ from safetensors.torch import load, save_file
 
 from stillhouse.errors import StoreError
 from stillhouse.payloads import OutputHead
+from stillhouse.store.checking import fault_of
 from stillhouse.store.files import OUTPUT_HEAD, TOKENS, StoreFiles, writing, written_aside
+from stillhouse.store.manifest import WrittenFile
 
 _HEAD_KEY: Final = "stillhouse.output_head"
 
@@ -38,16 +41,19 @@ def write_tokens(folder: Path, tokens: SequenceOf[str]) -> None:
         )
 
 
-def read_tokens(files: StoreFiles) -> tuple[str, ...]:
-    """Return the tokens in the order of their ids.
+def read_tokens(files: StoreFiles, entry: WrittenFile) -> tuple[str, ...]:
+    """Return the tokens in the order of their ids, having compared the file with its entry of the manifest.
 
     Raises:
-        StoreError: they cannot be read.
+        StoreError: they are missing, altered, or cannot be read.
     """
+    data = _checked(files, TOKENS, entry)
     try:
-        table = pq.read_table(pa.BufferReader(files.read(TOKENS)), columns=["token"])
+        # By this thread alone: one of Arrow's that lets go of the bytes while Python ends would abort the process.
+        with pq.ParquetFile(pa.BufferReader(data), pre_buffer=False) as file:
+            table = file.read(columns=["token"], use_threads=False)
         return tuple(table.column("token").to_pylist())
-    except (OSError, pa.ArrowException, KeyError) as error:
+    except (OSError, pa.ArrowException, KeyError, ValueError) as error:
         raise StoreError(f"{files.name}: {TOKENS} cannot be read: {error}; copy it again") from error
 
 
@@ -63,17 +69,27 @@ def write_output_head(folder: Path, head: OutputHead) -> None:
             raise OSError(str(error)) from error
 
 
-def read_output_head(files: StoreFiles) -> OutputHead:
-    """Return the output head, on the host.
+def read_output_head(files: StoreFiles, entry: WrittenFile) -> OutputHead:
+    """Return the output head, on the host, having compared the file with its entry of the manifest.
 
     Raises:
-        StoreError: it cannot be read.
+        StoreError: it is missing, altered, or cannot be read.
     """
+    data = _checked(files, OUTPUT_HEAD, entry)
     try:
-        data = files.read(OUTPUT_HEAD)
         tensors = load(data)
         size = int.from_bytes(data[:8], "little")
         numbers = json.loads(json.loads(data[8 : 8 + size])["__metadata__"][_HEAD_KEY])
         return OutputHead(tensors["weight"], tensors.get("bias"), numbers["scale"], numbers["soft_cap"])
     except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
         raise StoreError(f"{files.name}: {OUTPUT_HEAD} cannot be read: {error}; copy it again") from error
+
+
+def _checked(files: StoreFiles, name: str, entry: WrittenFile) -> bytes:
+    try:
+        data = files.read(name)
+    except FileNotFoundError as error:
+        raise StoreError(f"{files.name}: {name} is missing; copy it again") from error
+    if fault := fault_of(name, io.BytesIO(data), entry):
+        raise StoreError(f"{files.name}: {fault}; copy it again")
+    return data

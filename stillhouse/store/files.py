@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -94,6 +95,17 @@ class StoreFiles:
             file: BinaryIO = self._files.open(f"{self._root}/{name}", "rb")
             return file
 
+    def names(self, folder: str) -> list[str]:
+        """Return the names in a folder below; none where there is no such folder, or its protocol lists none."""
+        if self.folder is not None:
+            place = self.folder / folder
+            return sorted(path.name for path in place.iterdir()) if place.is_dir() else []
+        try:
+            found = self._files.ls(f"{self._root}/{folder}".rstrip("/"), detail=False)
+        except Exception:  # noqa: BLE001 - whatever the package behind a protocol raises
+            return []
+        return sorted(str(path).rstrip("/").rpartition("/")[2] for path in found)
+
     def exists(self) -> bool:
         """Return whether there is a folder at all."""
         with self._reading(""):
@@ -172,6 +184,22 @@ def writing(place: Path) -> Iterator[None]:
         else:
             remedy = "make it writable, or name another folder"
         raise StoreError(f"{place} cannot be written: {error.strerror or error}; {remedy}") from error
+
+
+def local_folder(place: Path | str) -> Path:
+    """Return the path of a folder that is to be written.
+
+    Raises:
+        StoreError: it is an address, or a file.
+    """
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", os.fspath(place)):
+        raise StoreError(
+            f"{place}: a store is written to a local folder; name one, and copy it to its address afterwards"
+        )
+    path = Path(place)
+    if path.exists() and not path.is_dir():
+        raise StoreError(f"{place} is a file: name a folder")
+    return path
 
 
 def flush_folder(folder: Path) -> None:

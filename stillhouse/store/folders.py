@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Final
+
+from filelock import FileLock, Timeout
 
 from stillhouse.errors import StoreError
-from stillhouse.store.files import ASIDE, flush_folder, writing
+from stillhouse.store.files import ASIDE, flush_folder, local_folder, writing
+
+MARK: Final = ".stillhouse-unfinished"
+"""A file in a folder that is being filled: it is ours, and locked by the process that fills it."""
 
 
 @contextmanager
@@ -18,22 +24,39 @@ def new_folder(place: Path | str) -> Iterator[Path]:
     What a process that was killed has left of it is removed first.
 
     Raises:
-        StoreError: the place is taken, or cannot be written.
+        StoreError: the place is taken, is being filled by another process, or cannot be written.
     """
-    place = Path(place)
-    aside = place.with_name(place.name + ASIDE)
-    with writing(place):
-        if place.exists() and (not place.is_dir() or any(place.iterdir())):
+    whole = local_folder(place).absolute()
+    aside = whole.with_name(whole.name + ASIDE)
+    with writing(whole):
+        if whole.exists() and any(whole.iterdir()):
             raise StoreError(f"{place} is there already, and is not empty: name a new folder")
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir(parents=True)
+        if aside.exists() and not (aside / MARK).exists():
+            raise StoreError(f"{aside} is in the way, and nothing of a store's: move it, or name another folder")
+        aside.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(aside / MARK, timeout=0)
+    with writing(aside):
+        try:
+            lock.acquire()
+        except Timeout:
+            raise StoreError(f"{place} is being made by another process; wait for it, or stop it") from None
     try:
+        with writing(aside):
+            for path in aside.iterdir():
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path)
+                elif path.name != MARK:
+                    path.unlink()
         yield aside
-        with writing(place):
-            if place.exists():
-                place.rmdir()
-            aside.rename(place)
-            flush_folder(place.parent)
+        with writing(whole):
+            if whole.exists():
+                whole.rmdir()
+            (aside / MARK).unlink()
+            aside.rename(whole)
+            flush_folder(whole.parent)
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise
+    finally:
+        with suppress(OSError):
+            lock.release()

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 from stillhouse.data.dataset import Part, PartName, Prepared
 from stillhouse.data.spec import DataSpec
 from stillhouse.encoding_text import format_encoding, parse_encoding
-from stillhouse.encodings import Encoding
+from stillhouse.encodings import Encoding, Hidden
 from stillhouse.request import Limits, TeacherDescription
 from stillhouse.store.sizes import group_samples, shard_samples
 from stillhouse.version import __version__
@@ -209,6 +209,9 @@ class Manifest(_Model):
         check_share(self.share)
         if set(self.shards) != set(self.plan.parts):
             raise ValueError(f"shards are of {sorted(self.shards)}, where the parts are {sorted(self.plan.parts)}")
+        if isinstance(self.plan.answer_encoding, Hidden) != (self.output_head is not None):
+            what = "lacks" if self.output_head is None else "has no use for"
+            raise ValueError(f"a store of {self.plan.encoding} answers {what} an output_head")
         for name, shards in self.shards.items():
             numbers = self.plan.shards_of(name, self.share)
             if len(shards) != len(numbers):

@@ -90,7 +90,7 @@ class OpenShards:
             size = self._files.size(name)
             if size != entry.bytes:
                 raise OSError(f"it has {size} bytes, where the manifest says {entry.bytes}")
-            reader = ShardReader(self._files.source(name), self._schema)
+            reader = ShardReader(self._files.source(name), self._plan, part)
             if reader.num_samples != entry.samples:
                 raise OSError(f"it has {reader.num_samples} samples, where the manifest says {entry.samples}")
             self._open.put((part, number), reader)

@@ -55,8 +55,13 @@ def complaints(error: ValidationError) -> str:
 
 
 def _version(values: Any) -> int | None:
-    plan = values.get("plan") if isinstance(values, dict) else None
-    version = plan.get("format_version") if isinstance(plan, dict) else None
+    if not isinstance(values, dict):
+        return None
+    plan = values.get("plan")
+    # A later format may say it elsewhere, or in another form.
+    version = plan.get("format_version") if isinstance(plan, dict) else values.get("format_version")
+    if isinstance(version, str) and version.isascii() and version.isdigit():
+        version = int(version)
     return version if isinstance(version, int) and not isinstance(version, bool) else None
 
 

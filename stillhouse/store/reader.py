@@ -7,6 +7,7 @@ forked, or that gets a store by pickling, opens the files anew.
 
 from __future__ import annotations
 
+import operator
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -93,13 +94,13 @@ class Store:
     def tokens(self) -> tuple[str, ...]:
         """The teacher's tokens in the order of their ids; none where it had no tokenizer."""
         if self._tokens is None:
-            self._tokens = read_tokens(self._files) if self.manifest.tokens is not None else ()
+            self._tokens = read_tokens(self._files, entry) if (entry := self.manifest.tokens) is not None else ()
         return self._tokens
 
     def output_head(self) -> OutputHead | None:
         """Return what rebuilds the logits of a `Hidden` store, on the host; None for others."""
-        if self._output_head is None and self.manifest.output_head is not None:
-            self._output_head = read_output_head(self._files)
+        if self._output_head is None and (entry := self.manifest.output_head) is not None:
+            self._output_head = read_output_head(self._files, entry)
         return self._output_head
 
     def describe(self) -> TeacherDescription:
@@ -169,6 +170,7 @@ class StorePart:
         """Return a sample and its answer; a negative index counts from the end.
 
         Raises:
+            TypeError: the index is no integer; slices are not taken.
             IndexError: there is no such sample.
             StoreError: it is in another share, or its shard is missing or altered.
         """
@@ -218,6 +220,12 @@ class StorePart:
         return StoredSample(sample.token_ids, sample.labels, sample.mask, sample.segment_lengths, payload)
 
     def _checked(self, index: int) -> int:
+        try:
+            index = operator.index(index)
+        except TypeError:
+            raise TypeError(
+                f"the index of a sample must be an integer; got {index!r}: take samples one by one"
+            ) from None
         if not -len(self) <= index < len(self):
             raise IndexError(f"sample {index} of {len(self)}")
         index %= len(self)

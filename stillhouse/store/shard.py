@@ -43,6 +43,20 @@ def shard_schema(plan: StorePlan) -> pa.Schema:
     return pa.schema([*sample_schema(), *payload_schema(plan.answer_encoding)])
 
 
+def _metadata(plan: StorePlan, part: PartName) -> dict[str, str]:
+    """Return what a shard says of itself: of which plan its answers are."""
+    return {
+        "stillhouse.format_version": str(FORMAT_VERSION),
+        "stillhouse.encoding": plan.encoding,
+        "stillhouse.temperature": repr(plan.temperature),
+        "stillhouse.vocabulary_size": str(plan.vocabulary_size),
+        "stillhouse.teacher_fingerprint": plan.teacher.fingerprint,
+        "stillhouse.tokenizer_fingerprint": plan.tokenizer_fingerprint,
+        "stillhouse.part": part,
+        "stillhouse.part_fingerprint": plan.part(part).fingerprint,
+    }
+
+
 class ShardWriter:
     """Writes the samples of one shard, in order, into a binary file; `finish` says what was written.
 
@@ -55,20 +69,11 @@ class ShardWriter:
         self._file = _Hashed(file)
         self._samples = self._tokens = self._positions = 0
         self._waiting: list[tuple[Sample, Payload]] = []
-        schema = shard_schema(plan)
-        self._schema = schema.with_metadata(
-            {
-                "stillhouse.format_version": str(FORMAT_VERSION),
-                "stillhouse.encoding": plan.encoding,
-                "stillhouse.temperature": repr(plan.temperature),
-                "stillhouse.vocabulary_size": str(plan.vocabulary_size),
-                "stillhouse.teacher_fingerprint": plan.teacher.fingerprint,
-                "stillhouse.tokenizer_fingerprint": plan.tokenizer_fingerprint,
-                "stillhouse.part": part,
-                "stillhouse.part_fingerprint": plan.part(part).fingerprint,
-            }
-        )
-        self._parquet = pq.ParquetWriter(pa.PythonFile(self._file, mode="w"), self._schema, **parquet_settings(schema))
+        self._schema = shard_schema(plan)
+        settings = parquet_settings(self._schema)
+        self._parquet = pq.ParquetWriter(pa.PythonFile(self._file, mode="w"), self._schema, **settings)
+        # Said by itself: without the Arrow schema, which is not stored, the schema's own metadata is not written.
+        self._parquet.add_key_value_metadata(_metadata(plan, part))
 
     def __enter__(self) -> Self:
         return self
@@ -186,12 +191,13 @@ class _Hashed:
 class ShardReader:
     """A shard that is open: its footer in memory, its row groups read when they are asked for."""
 
-    def __init__(self, source: Path | BinaryIO, schema: pa.Schema) -> None:
+    def __init__(self, source: Path | BinaryIO, plan: StorePlan, part: PartName) -> None:
         """Read the footer.
 
         Raises:
-            OSError, pa.ArrowException: no Parquet file, or one of other columns.
+            OSError, pa.ArrowException: no Parquet file, one of other columns, or answers of another plan.
         """
+        schema = shard_schema(plan)
         local = isinstance(source, Path)
         self._source: Any = pa.memory_map(str(source)) if local else pa.PythonFile(source, mode="r")
         self._parquet = pq.ParquetFile(self._source, pre_buffer=not local, page_checksum_verification=True)
@@ -200,6 +206,11 @@ class ShardReader:
         if self._parquet.schema_arrow.names != schema.names:
             found = ", ".join(self._parquet.schema_arrow.names)
             raise pa.ArrowInvalid(f"the columns should be {', '.join(schema.names)}; got {found}")
+        says = {key.decode(): value.decode() for key, value in (self._parquet.metadata.metadata or {}).items()}
+        for key, value in _metadata(plan, part).items():
+            # The first shards that were written said nothing.
+            if says.get(key, value) != value:
+                raise pa.ArrowInvalid(f"it says that its {key} is {says.get(key)}, and the manifest {value}")
 
     def group(self, number: int, columns: Iterable[str]) -> Columns:
         """Return some columns of a row group.

@@ -19,10 +19,10 @@ from stillhouse.encodings import Dense, Hidden
 from stillhouse.errors import StoreError
 from stillhouse.providers import TeacherLogitsProvider
 from stillhouse.request import LogitsRequest
-from stillhouse.store.checking import counted, each_row, entry_of
+from stillhouse.store.checking import counted, each_row, fault_of
 from stillhouse.store.extras import read_output_head, read_tokens
 from stillhouse.store.files import OUTPUT_HEAD, TOKENS, StoreFiles
-from stillhouse.store.manifest import Manifest, Shard, StorePlan, WrittenFile
+from stillhouse.store.manifest import PART_NAMES, Manifest, Shard, StorePlan, WrittenFile
 from stillhouse.store.opening import read_manifest
 from stillhouse.store.reader import Store
 from stillhouse.store.shard import shard_name
@@ -96,7 +96,7 @@ def _shard_fault(files: StoreFiles, plan: StorePlan, part: PartName, number: int
         return f"{name} is missing"
     except StoreError as error:
         return str(error)
-    if fault := _fault_of(name, io.BytesIO(data), entry):
+    if fault := fault_of(name, io.BytesIO(data), entry):
         return fault
     try:
         tokens, positions, _ = counted(each_row(io.BytesIO(data), plan, part, number))
@@ -108,34 +108,31 @@ def _shard_fault(files: StoreFiles, plan: StorePlan, part: PartName, number: int
     return None
 
 
-def _fault_of(name: str, file: Any, entry: WrittenFile) -> str | None:
-    found = entry_of(file)
-    if found.bytes != entry.bytes:
-        return f"{name} has {found.bytes} bytes, where the manifest says {entry.bytes}: it was cut off or altered"
-    if found.checksum != entry.checksum:
-        return f"{name} was altered: its checksum is {found.checksum}, where the manifest says {entry.checksum}"
-    return None
-
-
 def _faults_beside(files: StoreFiles, manifest: Manifest) -> Iterator[str]:
-    readers: dict[str, tuple[WrittenFile | None, Callable[[StoreFiles], object]]] = {
-        TOKENS: (manifest.tokens, read_tokens),
-        OUTPUT_HEAD: (manifest.output_head, read_output_head),
-    }
-    for name, (entry, read) in readers.items():
+    readers: tuple[tuple[WrittenFile | None, Callable[[StoreFiles, WrittenFile], object]], ...] = (
+        (manifest.tokens, read_tokens),
+        (manifest.output_head, read_output_head),
+    )
+    for entry, read in readers:
         if entry is None:
             continue
         try:
-            with files.open(name) as file:
-                fault = _fault_of(name, file, entry)
-            if fault:
-                yield fault
-            else:
-                read(files)
-        except FileNotFoundError:
-            yield f"{name} is missing"
+            read(files, entry)
         except StoreError as error:
-            yield str(error)
+            yield str(error).removeprefix(f"{files.name}: ")
+    yield from _foreign(files, manifest)
+
+
+def _foreign(files: StoreFiles, manifest: Manifest) -> Iterator[str]:
+    """Yield what lies where readers of Parquet alone would take it for a part of the store."""
+    for name, entry in ((TOKENS, manifest.tokens), (OUTPUT_HEAD, manifest.output_head)):
+        if entry is None and name in files.names(""):
+            yield f"{name} is there, and the manifest does not name it: remove it, or copy the manifest again"
+    shards = {shard_name(part, number) for part, number, _ in manifest.each_shard()}
+    for part in PART_NAMES:
+        for name in files.names(part):
+            if name.endswith(".parquet") and f"{part}/{name}" not in shards:
+                yield f"{part}/{name} is no shard of this store: remove it, as {part}/*.parquet would read it too"
 
 
 def _ask_again(

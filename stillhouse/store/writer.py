@@ -31,11 +31,13 @@ from stillhouse.payloads import OutputHead, Payload
 from stillhouse.store.checking import file_entry, shard_entry
 from stillhouse.store.extras import write_output_head, write_tokens
 from stillhouse.store.files import (
+    ASIDE,
     CAPTURE,
     MANIFEST,
     OUTPUT_HEAD,
     PARTIAL,
     TOKENS,
+    local_folder,
     write_file,
     writing,
     written_aside,
@@ -92,7 +94,7 @@ class StoreWriter:
             check_share(part)
         except ValueError as error:
             raise StoreError(str(error)) from error
-        self.folder = Path(folder)
+        self.folder = local_folder(folder)
         self.plan = plan
         self.share = part
         self._tokens = tokens
@@ -248,14 +250,10 @@ class StoreWriter:
             raise StoreError(
                 f"a store of {self.plan.encoding} answers {what} an output_head: it goes with `Hidden` alone"
             )
+        check_place(self.folder)
         with writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-            names = {path.name for path in self.folder.iterdir()}
-        has_plan = CAPTURE in names
-        if not has_plan and names - {PARTIAL, CAPTURE + ".partial"}:
-            raise StoreError(
-                f"{self.folder} is not empty and no store: it holds {', '.join(sorted(names)[:3])}; name a new folder"
-            )
+            has_plan = (self.folder / CAPTURE).exists()
         with writing(self._partial):
             self._partial.mkdir(exist_ok=True)
         self._lock()
@@ -355,6 +353,21 @@ class StoreWriter:
                 journal.close()
             self._journals.clear()
             shutil.rmtree(self._partial, ignore_errors=True)
+
+
+def check_place(folder: Path) -> None:
+    """See that a store can be begun in a folder, or was.
+
+    Raises:
+        StoreError: it is an address, a file, or a folder with something else in it.
+    """
+    place = local_folder(folder)
+    with writing(place):
+        names = {path.name for path in place.iterdir()} if place.exists() else set()
+    if not names & {CAPTURE, MANIFEST} and names - {PARTIAL, CAPTURE + ASIDE}:
+        raise StoreError(
+            f"{folder} is not empty and no store: it holds {', '.join(sorted(names)[:3])}; name a new folder"
+        )
 
 
 def _read_capture(place: Path) -> Capture:

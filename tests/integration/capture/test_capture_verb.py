@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,9 +18,10 @@ from stillhouse import TeacherClient, open_store
 from stillhouse.codec import encode_payload
 from stillhouse.data.spec import DataSpec
 from stillhouse.encoding_text import parse_encoding
+from stillhouse.errors import StoreError
 from stillhouse.providers import Answer
 from stillhouse.request import All, Explicit, LogitsRequest, Sequence
-from stillhouse.store import Store, StorePart
+from stillhouse.store import Store, StorePart, StoreWriter
 from tests.integration.capture.conftest import DETERMINISTIC, Capture, files
 from tests.torture.service_process import OwnProcess, ServiceProcess, serving
 
@@ -237,6 +240,51 @@ def test_a_dry_run_says_what_it_would_take_and_writes_nothing(
     assert re.search(r"time +about [\d,]+ tokens a second, ", said)
     assert re.search(r"to capture +\d+ samples .*\(train \d+, held-out 5\): [\d,]+ tokens, [\d,]+ positions", said)
     assert not (tmp_path / "store").exists()
+
+
+def test_a_dry_run_refuses_the_places_that_the_capture_would(
+    capture: Capture, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("mine")
+    assert capture(tmp_path / "file", "--dry-run") == 2
+    assert "file is a file: name a folder" in capsys.readouterr().err
+    assert capture(tmp_path, "--dry-run") == 2
+    assert "is not empty and no store: it holds file" in capsys.readouterr().err
+    monkeypatch.chdir(tmp_path)
+    assert capture(Path("s3://bucket/store"), "--dry-run") == 2
+    assert "a store is written to a local folder" in capsys.readouterr().err
+
+
+def test_a_dry_run_over_a_begun_capture_says_what_is_left(
+    capture: Capture, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one_by_one = {"max_request_tokens": 1, "max_concurrent_requests": 1}
+    whole = int(re.search(r"to capture +(\d+) samples", _said(capture, capsys, tmp_path / "other", "--dry-run"))[1])  # type: ignore[index]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(StoreWriter, "add", _failing_after(StoreWriter.add, 7))
+        assert capture(tmp_path / "store", **one_by_one) == 2
+    capsys.readouterr()
+    before = files(tmp_path / "store")
+    left = int(re.search(r"to capture +(\d+) samples", _said(capture, capsys, tmp_path / "store", "--dry-run"))[1])  # type: ignore[index]
+    assert left == whole - 7
+    assert files(tmp_path / "store") == before
+
+
+def _said(capture: Capture, capsys: pytest.CaptureFixture[str], *words: Any) -> str:
+    assert capture(*words) == 0
+    return capsys.readouterr().out
+
+
+def _failing_after(add: Any, count: int) -> Any:
+    """Return a writer's `add` that the disk has no room for after so many answers."""
+    done = itertools.count()
+
+    def limited(self: StoreWriter, *values: Any) -> None:
+        if next(done) >= count:
+            raise StoreError("no room")
+        add(self, *values)
+
+    return limited
 
 
 def test_what_it_took_is_about_what_was_said(

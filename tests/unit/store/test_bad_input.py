@@ -177,9 +177,85 @@ def test_tokens_and_head_are_read_with_care(corpus: Corpus, tmp_path: Path) -> N
         data = place.read_bytes()
         place.write_bytes(data[:-3])
         assert len(verify(tmp_path / "store").faults) == 1
-        with pytest.raises(StoreError, match=f"{name} cannot be read"):
+        with pytest.raises(
+            StoreError,
+            match=f"{name} has .* bytes, where the manifest says .*: it was cut off or altered; copy it again",
+        ):
             getattr(open_store(tmp_path / "store"), read) if read == "tokens" else open_store(
                 tmp_path / "store"
             ).output_head()
         place.write_bytes(data)
     assert verify(tmp_path / "store").faults == []
+
+
+def flip(place: Path, at: int) -> None:
+    data = bytearray(place.read_bytes())
+    data[at] ^= 1
+    place.write_bytes(bytes(data))
+
+
+@pytest.mark.parametrize("name", ["tokens.parquet", "output_head.safetensors"])
+@pytest.mark.parametrize("at", [0.2, 0.5, 0.9])
+def test_one_altered_bit_beside_the_shards_is_never_read_over(
+    corpus: Corpus, tmp_path: Path, name: str, at: float
+) -> None:
+    make_store(tmp_path / "store", corpus, Hidden())
+    place = tmp_path / "store" / name
+    flip(place, int(at * place.stat().st_size))
+    store = open_store(tmp_path / "store")
+    with pytest.raises(StoreError, match=f"{name} was altered: its checksum is .*; copy it again"):
+        _ = store.tokens if name == "tokens.parquet" else store.output_head()
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "what"),
+    [
+        (("temperature",), 2.0, "temperature is 1.0, and the manifest 2.0"),
+        (("encoding",), "sampled:8:4", "encoding is sampled:8:0, and the manifest sampled:8:4"),
+        (("teacher", "fingerprint"), "0" * 32, "teacher_fingerprint is .*, and the manifest 0000"),
+        (("train", "fingerprint"), "1" * 32, "part_fingerprint is .*, and the manifest 1111"),
+    ],
+)
+def test_a_manifest_that_its_shards_contradict_is_found_and_not_learnt_from(
+    store: Path, path: tuple[str, ...], value: object, what: str
+) -> None:
+    def change(values: dict[str, Any]) -> None:
+        inner = values["plan"]
+        for key in path[:-1]:
+            inner = inner[key]
+        inner[path[-1]] = value
+
+    rewrite(store, change)
+    assert any("it says that its stillhouse." in fault for fault in verify(store).faults)
+    with pytest.raises(StoreError, match=what):
+        open_store(store)[0]
+
+
+def test_a_hidden_store_says_that_it_has_a_head_and_others_that_they_have_none(corpus: Corpus, tmp_path: Path) -> None:
+    make_store(tmp_path / "store", corpus, Hidden())
+    rewrite(tmp_path / "store", lambda values: values.update(output_head=None))
+    with pytest.raises(StoreError, match="a store of hidden:bf16 answers lacks an output_head"):
+        open_store(tmp_path / "store")
+
+
+def test_files_that_readers_of_parquet_would_count_too_are_found(store: Path) -> None:
+    shutil.copy(store / "train" / "000000.parquet", store / "train" / "000099.parquet")
+    shutil.copy(store / "train" / "000000.parquet", store / "tokens.parquet")
+    faults = verify(store).faults
+    assert any(fault.startswith("train/000099.parquet is no shard of this store: remove it") for fault in faults)
+
+
+@pytest.mark.parametrize("version", ["2", 2])
+def test_a_newer_format_is_named_wherever_it_says_so(store: Path, version: object) -> None:
+    rewrite(store, lambda values: values["plan"].update(format_version=version))
+    with pytest.raises(StoreError, match="is a store of format 2, newer than"):
+        open_store(store)
+    (store / "manifest.json").write_text(json.dumps({"format_version": version}))
+    with pytest.raises(StoreError, match="is a store of format 2, newer than"):
+        open_store(store)
+
+
+@pytest.mark.parametrize("index", [slice(0, 3), "a", 1.5, None])
+def test_what_is_no_index_is_named(store: Path, index: Any) -> None:
+    with pytest.raises(TypeError, match="the index of a sample must be an integer; got"):
+        open_store(store)[index]

@@ -56,3 +56,14 @@ def test_a_damaged_store_leaves_no_export(corpus: Corpus, tmp_path: Path) -> Non
     with pytest.raises(StoreError, match=r"held_out/000001.parquet"):
         export(tmp_path / "store", tmp_path / "out")
     assert not list(tmp_path.glob("out*"))
+
+
+def test_a_share_without_a_shard_of_some_part_opens_too(corpus: Corpus, tmp_path: Path) -> None:
+    make_store(tmp_path / "first", corpus, share=(0, 3))
+    export(tmp_path / "first", tmp_path / "out")
+    opened = datasets.load_from_disk(str(tmp_path / "out"))
+    assert {name: len(split) for name, split in opened.items()} == {"train": 12}
+    make_store(tmp_path / "none", corpus, share=(0, 64))
+    with pytest.raises(StoreError, match="holds no shard, as there are more shares than shards"):
+        export(tmp_path / "none", tmp_path / "nothing")
+    assert not (tmp_path / "nothing").exists()
