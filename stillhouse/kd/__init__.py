@@ -7,6 +7,7 @@ answer comes in, `step` the two protocols, `batch` a transformers batch. `alpha`
 
 from stillhouse.kd.api import cross_entropy_and_gradient, kd_logit_gradient, kd_loss, kd_loss_and_gradient
 from stillhouse.kd.batch import causal_lm_kd_loss
+from stillhouse.kd.head import head_kd_loss
 from stillhouse.kd.loss import LossAndGradient
 from stillhouse.kd.rows import NO_LABEL
 from stillhouse.kd.step import kd_step, kd_step_per_position
@@ -16,6 +17,7 @@ __all__ = [
     "LossAndGradient",
     "causal_lm_kd_loss",
     "cross_entropy_and_gradient",
+    "head_kd_loss",
     "kd_logit_gradient",
     "kd_loss",
     "kd_loss_and_gradient",

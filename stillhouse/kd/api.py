@@ -181,7 +181,7 @@ class _Loss(torch.autograd.Function):
         ctx: Any, logits: Tensor, parts: list[Part], options: Options, num_valid: int, num_labelled: int, wanted: bool
     ) -> Tensor:
         gradient = torch.empty_like(logits, memory_format=torch.contiguous_format) if wanted else None
-        ctx.scale = _kept_scale(logits.dtype, options, num_valid, num_labelled)
+        ctx.scale = kept_scale(logits.dtype, options, num_valid, num_labelled)
         terms = compute(
             parts,
             [gradient] * len(parts),
@@ -200,10 +200,20 @@ class _Loss(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, None, None, None, None]:
         (gradient,) = ctx.saved_tensors
-        return gradient * (grad_output / ctx.scale).to(gradient.dtype), None, None, None, None, None
+        return times(gradient, grad_output / ctx.scale), None, None, None, None, None
 
 
-def _kept_scale(dtype: torch.dtype, options: Options, num_valid: int, num_labelled: int) -> float:
+def times(gradient: Tensor, factor: Tensor) -> Tensor:
+    """Return a kept gradient times what comes from above: itself where that is 1, which saves a copy of all of it.
+
+    To know that on an accelerator would mean to wait for it.
+    """
+    if factor.device.type == "cpu" and float(factor) == 1:
+        return gradient
+    return gradient * factor.to(gradient.dtype)
+
+
+def kept_scale(dtype: torch.dtype, options: Options, num_valid: int, num_labelled: int) -> float:
     """Return how many times as large a gradient is kept until `backward`, a power of two.
 
     float16 holds nothing between 0 and 6e-8, where the values of one that is averaged over many rows are; what would

@@ -44,6 +44,7 @@ class Part:
 
     `rows` and `teacher_rows` (rising CPU indices, one for each row that counts) say which row of `student` `[R, V]`
     is taught by which of `teacher`; `labels` is `[R]` int64 on CPU. Without a teacher only the labels count.
+    `called` says what an error calls `rows`, where their caller knows them by other numbers.
     """
 
     student: Tensor
@@ -52,6 +53,7 @@ class Part:
     rows: Tensor
     teacher_rows: Tensor
     width: int
+    called: Tensor | None = None
 
     @property
     def num_labelled(self) -> int:
@@ -220,11 +222,13 @@ def _checked_sums(terms: list[RowTerms], part: Part, loss: DivergenceName) -> Te
     if bool(wrong.any()):
         row = int(wrong.any(0).nonzero()[0])
         kind = int(wrong[:, row].nonzero()[0])
-        _refuse(kind, int(part.rows[row]), int(part.teacher_rows[row]), part, loss)
+        label = int(part.labels[part.rows[row]])
+        called = part.rows if part.called is None else part.called
+        _refuse(kind, int(called[row]), int(part.teacher_rows[row]), label, loss)
     return table[2:].sum(1)
 
 
-def _refuse(kind: int, row: int, teacher_row: int, part: Part, loss: DivergenceName) -> None:
+def _refuse(kind: int, row: int, teacher_row: int, label: int, loss: DivergenceName) -> None:
     no_normalizer = "has no finite log-normaliser: it holds a NaN or +inf, or nothing but -inf"
     match kind:
         case 0:
@@ -232,7 +236,7 @@ def _refuse(kind: int, row: int, teacher_row: int, part: Part, loss: DivergenceN
         case 1:
             raise ValueError(f"row {teacher_row} of the teacher's logits {no_normalizer}")
         case 2:
-            raise ValueError(f"row {row} of the student's logits is -inf at its label {int(part.labels[row])}")
+            raise ValueError(f"row {row} of the student's logits is -inf at its label {label}")
         case _ if loss == "reverse_kl":
             raise ValueError(
                 f"row {teacher_row} of the teacher's logits is -inf where the student's row {row} has mass: their "

@@ -39,6 +39,13 @@ def test_a_run_writes_the_whole_table_and_the_headline_figures(tmp_path: Path) -
     assert {"eager", "stillhouse", "memory pass"} <= {row["contestant"] for row in written["rows"]}
 
 
+def test_head_and_loss_in_one_take_less_memory_even_when_small(tmp_path: Path) -> None:
+    file = tmp_path / "result.json"
+    result = runner.invoke(app, ["run", "head_and_loss", "--quick", "--json", str(file)])
+    assert result.exit_code == 0, result.output
+    assert 0 < json.loads(file.read_text())["figures"]["peak_memory_over_plain"] < 0.9
+
+
 def test_an_unknown_benchmark_is_one_line_and_exit_2() -> None:
     result = runner.invoke(app, ["run", "kd_colonel"])
     assert result.exit_code == 2

@@ -48,6 +48,19 @@ def test_a_teacher_that_wants_gradients_teaches_and_gets_none(kind: str, tempera
     assert head is None or head.weight.grad is None
 
 
+@pytest.mark.parametrize("factor", [1.0, 3.0])
+def test_a_gradient_that_was_handed_out_is_not_changed_by_the_next_backward(factor: float) -> None:
+    leaf = torch.randn(4, N, generator=torch.Generator().manual_seed(7)).requires_grad_()
+    loss = kd_loss(leaf * 1, torch.zeros(4, N), temperature=2.0, alpha=0.0) * factor
+    (once,) = torch.autograd.grad(loss, leaf, retain_graph=True)
+    kept = once.clone()
+    for _ in range(3):
+        loss.backward(retain_graph=True)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    assert torch.equal(once, kept)
+    assert leaf.grad is not None
+    torch.testing.assert_close(leaf.grad, 3 * kept)
+
+
 @pytest.mark.parametrize("factor", [2.0**15, 2.0**16, 2.0**20])
 @pytest.mark.parametrize(("alpha", "temperature"), [(0.0, 1.0), (0.5, 4.0)])
 def test_a_float16_students_gradient_survives_the_average_under_a_scaler(
