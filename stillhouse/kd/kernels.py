@@ -50,10 +50,10 @@ def make_kernel(
 def is_compiled() -> bool:
     """Whether float32 losses on CPU are compiled: numba, of the extra `student`, is there and works here."""
     try:
-        importlib.import_module("numba")
+        numba = importlib.import_module("numba")
     except ImportError:  # also where it is there, and refuses this numpy
         return False
-    return True
+    return not numba.config.DISABLE_JIT  # somebody debugs; our loops as Python would take minutes
 
 
 def compile_ahead(encoding: Encoding | None, temperature: float) -> None:
