@@ -33,13 +33,14 @@ from student_worker.corpus import Samples
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-VOCABULARY, BLOCK, SAMPLES = 16_384, 128, 64
-HIDDEN, LAYERS = 384, 4
-TEACHER_HIDDEN, TEACHER_LAYERS = 512, 6
+VOCABULARY, BLOCK, SAMPLES = 2048, 128, 64
+"""So few ids that making up the answers of the sleeping backend costs its core little beside what it sleeps for."""
+HIDDEN, LAYERS = 512, 6
+TEACHER_HIDDEN, TEACHER_LAYERS = 640, 8
 ENCODING = Sampled(50)
 PREFETCH_STEPS = 2
-TEACHER_SECONDS = 0.2
-"""What the teacher sleeps for a micro-shard: less than a step's worth of it, so that its throughput suffices."""
+TEACHER_SECONDS = 0.05
+"""What the teacher sleeps for a micro-shard, two of which make a step: so little that its throughput suffices."""
 
 _DISTANT_SERVICE = f"""
 import asyncio, os, time
