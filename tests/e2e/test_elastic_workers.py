@@ -195,7 +195,10 @@ def test_a_lighthouse_that_was_killed_and_is_back_at_its_port_lets_the_run_go_on
         assert again == address
         assert [process.wait(WAIT_SECONDS) for process in processes] == [0, 0]
         assert {workers.weights("worker-0"), workers.weights("worker-1")} == {undisturbed}
-        assert_each_step_once(workers, "worker-0")
+        # Who finds the new one first may do a step or two alone, and the other heals: between them none is missing.
+        made = [[entry["step"] for entry in workers.steps(name)] for name in ("worker-0", "worker-1")]
+        assert all(steps == sorted(set(steps)) for steps in made)
+        assert set().union(*made) == set(range(1, STEPS + 1))
     finally:
         workers.end()
 
