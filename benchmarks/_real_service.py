@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from redis import Redis
 
@@ -35,7 +36,8 @@ class RealService:
 
     def forget(self) -> None:
         """Empty the Redis, and wait until its memory is given back: by default that goes on behind the answer."""
-        self.redis.execute_command("FLUSHALL", "SYNC")
+        call: Any = self.redis.execute_command
+        call("FLUSHALL", "SYNC")
 
     def remembered_bytes(self) -> int:
         """Return the memory of what the Redis remembers, keys and its own structures included, connections not."""
