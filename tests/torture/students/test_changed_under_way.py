@@ -93,8 +93,10 @@ def test_a_stranger_comes_to_the_lighthouse(
 ) -> None:
     """From another host, so in a folder of its own. Its number is lower: its rank would be 0."""
     keys: dict[str, Any] = {"learning_rate": 1e-4} if difference == "learning_rate" else {}
+    # The rest of the run would else be over before a stranger that is ready has found the lighthouse.
+    slowly = ",".join(f"between-steps@{step}=freeze:0.25" for step in range(10, STEPS))
     with (
-        Run(scene, tmp_path / "run", lighthouse=lighthouse.address, points=f"{GATE}=hold") as run,
+        Run(scene, tmp_path / "run", lighthouse=lighthouse.address, points=f"{GATE}=hold,{slowly}") as run,
         Run(scene, tmp_path / "stranger", lighthouse=lighthouse.address, **keys) as stranger,
     ):
         if difference == "token":
