@@ -5,9 +5,9 @@ The public names are imported when they are first used, so that `import stillhou
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING
 
+from stillhouse.lazy_names import lazy_names
 from stillhouse.version import __version__
 
 if TYPE_CHECKING:
@@ -143,13 +143,4 @@ __all__ = [
     "request_id",
 ]
 
-
-def __getattr__(name: str) -> object:
-    home = _HOME.get(name)
-    if home is None:
-        raise AttributeError(f"module 'stillhouse' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"stillhouse.{home}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = lazy_names(__name__, _HOME, __all__)

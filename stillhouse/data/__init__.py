@@ -6,8 +6,9 @@ that a command's `--help`, which reads `DataSpec`, waits for no array library.
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING
+
+from stillhouse.lazy_names import lazy_names
 
 if TYPE_CHECKING:
     from stillhouse.data.dataset import PackedDataset, Prepared
@@ -29,13 +30,4 @@ _HOME = {
 
 __all__ = ["NO_LABEL", "DataSpec", "Order", "PackedDataset", "Prepared", "Progress", "Sample", "prepare"]
 
-
-def __getattr__(name: str) -> object:
-    home = _HOME.get(name)
-    if home is None:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{home}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = lazy_names(__name__, _HOME, __all__)
