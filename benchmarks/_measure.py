@@ -34,13 +34,14 @@ def interleave(contestants: Mapping[str, Callable[[], object]], rounds: int) -> 
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
     for number in range(WARM_UP_ROUNDS + rounds):
         for name, run in contestants.items():
-            elapsed = _seconds(run)
+            elapsed = seconds_of(run)
             if number >= WARM_UP_ROUNDS:
                 seconds[name].append(elapsed)
     return {name: Timing(min(times), statistics.median(times), max(times)) for name, times in seconds.items()}
 
 
-def _seconds(run: Callable[[], object]) -> float:
+def seconds_of(run: Callable[[], object]) -> float:
+    """Return how long something takes, what a GPU still does of it included."""
     start = time.perf_counter()
     run()
     if torch.cuda.is_available():

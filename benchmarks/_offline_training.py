@@ -9,7 +9,7 @@ from statistics import median
 import numpy as np
 
 from benchmarks._result import Value
-from benchmarks._training_loop import BATCH, small_llama, train
+from benchmarks._training_loop import BATCH, small_llama, step_times, train
 from stillhouse.asking import Asking
 from stillhouse.data import DataSpec, prepare
 from stillhouse.encodings import Sampled
@@ -51,9 +51,7 @@ def measure_offline(quick: bool) -> tuple[list[dict[str, Value]], float]:
         {
             "teacher": contestant,
             "waited_ms": round(1e3 * median(waited[contestant]), 3),
-            "step_min_ms": round(1e3 * min(times), 2),
-            "step_median_ms": round(1e3 * median(times), 2),
-            "step_max_ms": round(1e3 * max(times), 2),
+            **step_times(times),
             "tokens_s": round(BATCH * BLOCK / median(times), 1),
         }
         for contestant, times in measured.items()

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import selectors
 import socket
-import subprocess
 import sys
 import tempfile
 import threading
@@ -19,6 +17,7 @@ from typing import Any
 
 from redis import Redis
 
+from stillhouse.processes import Child
 from teacher_service.embedded_redis import EmbeddedRedis
 
 START_SECONDS = 180.0
@@ -48,25 +47,21 @@ class RealService:
 @contextmanager
 def real_service(*flags: str) -> Iterator[RealService]:
     """Serve on a free port of the loopback until the end of the context."""
-    redis = EmbeddedRedis(CACHE_BYTES, "noeviction")
-    with tempfile.TemporaryDirectory() as name, closing(Redis.from_url(redis.url)) as client:
+    with (
+        EmbeddedRedis(CACHE_BYTES, "noeviction") as redis,
+        closing(Redis.from_url(redis.url)) as client,
+        tempfile.TemporaryDirectory() as name,
+    ):
         ready, log = Path(name) / "ready.json", Path(name) / "teacher.log"
         argv = [sys.executable, "-m", "stillhouse", "teacher", "serve", *flags]
         argv += ["--grpc-port", "0", "--http-port", "0", "--ready-file", str(ready)]
-        with log.open("wb") as output:
-            environment = {**os.environ, "TEACHER_REDIS_URL": redis.url}
-            process = subprocess.Popen(argv, stdout=output, stderr=subprocess.STDOUT, env=environment)
-        try:
+        with Child("teacher", argv, log, {"TEACHER_REDIS_URL": redis.url}) as teacher:
             deadline = time.monotonic() + START_SECONDS
             while not ready.exists():
-                if process.poll() is not None or time.monotonic() > deadline:
-                    raise RuntimeError(f"the teacher does not start:\n{log.read_text(errors='replace')[-2000:]}")
+                if teacher.poll() is not None or time.monotonic() > deadline:
+                    raise RuntimeError(f"the teacher does not start:\n{teacher.tail()}")
                 time.sleep(0.05)
             yield RealService(json.loads(ready.read_text(encoding="utf-8"))["grpc"], client, redis.url)
-        finally:
-            process.terminate()
-            process.wait(60)
-            redis.stop()
 
 
 class CountingRelay:

@@ -9,24 +9,21 @@ from __future__ import annotations
 
 import os
 import statistics
-import subprocess
-import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-import numpy as np
 import torch
 
+from benchmarks._measure import seconds_of
 from benchmarks._real_service import real_service
 from benchmarks._result import Value
-from benchmarks._training_loop import BATCH, InMemory, small_llama, train
+from benchmarks._slow_service import slow_service
+from benchmarks._training_loop import BATCH, InMemory, random_samples, small_llama, step_times, train
 from stillhouse.asking import Asking
 from stillhouse.client import TeacherClient
-from stillhouse.data import Sample
 from stillhouse.encodings import Sampled
 from student_worker.corpus import Samples
 
@@ -42,32 +39,6 @@ PREFETCH_STEPS = 2
 TEACHER_SECONDS = 0.05
 """What the teacher sleeps for a micro-shard, two of which make a step: so little that its throughput suffices."""
 
-_DISTANT_SERVICE = f"""
-import asyncio, os, time
-from concurrent.futures import ThreadPoolExecutor
-from stillhouse.logs import configure_logging
-from teacher_service.backends.fixture import FixtureBackend
-from teacher_service.service import TeacherService
-from teacher_service.settings import TeacherSettings
-
-class Distant(FixtureBackend):
-    def forward(self, sequences):
-        time.sleep({TEACHER_SECONDS})
-        return super().forward(sequences)
-
-async def main():
-    os.sched_setaffinity(0, {{max(os.sched_getaffinity(0))}})
-    configure_logging("error", "json")
-    settings = TeacherSettings(backend="fixture", http_port=0, grpc_port=0, cache="off")
-    service = TeacherService(settings, ThreadPoolExecutor(1), None, opener=lambda _: Distant({VOCABULARY}))
-    await service.open()
-    await service.load()
-    print(service.grpc_port, flush=True)
-    await asyncio.Event().wait()
-
-asyncio.run(main())
-"""
-
 
 def measure_live(quick: bool) -> tuple[list[dict[str, Value]], dict[str, float]]:
     """Return a row for each contestant, and `remote_over_plain` and `same_box_over_sum`.
@@ -77,14 +48,15 @@ def measure_live(quick: bool) -> tuple[list[dict[str, Value]], dict[str, float]]
     other, over a step of both at once on the same cores.
     """
     rounds, steps = (1, 4) if quick else (7, 8)
-    samples = _samples()
+    samples = random_samples(SAMPLES, BLOCK, VOCABULARY)
     rows, remote = _remote(samples, rounds, steps)
     more_rows, same_box = _same_box(samples, rounds, steps)
     return rows + more_rows, {"remote_over_plain": remote, "same_box_over_sum": same_box}
 
 
 def _remote(samples: InMemory, rounds: int, steps: int) -> tuple[list[dict[str, Value]], float]:
-    with _distant_teacher() as address, _one_core(), TeacherClient(address, timeout_seconds=120) as client:
+    teacher = slow_service(TEACHER_SECONDS, VOCABULARY, {"cache": "off"}, has_own_core=True)
+    with teacher as address, _one_core(), TeacherClient(address, timeout_seconds=120) as client:
         asking = _asking(client)
         seconds: dict[str, list[float]] = {"one core, plain": [], "one core, teacher elsewhere": []}
         for number in range(rounds):
@@ -111,7 +83,7 @@ def _same_box(samples: InMemory, rounds: int, steps: int) -> tuple[list[dict[str
             for _ in range(rounds):
                 seconds["plain"].append(_step(samples, None, asking, steps))
                 seconds["teacher alone"].append(
-                    statistics.median(_timed(lambda: client.answer(request)) for _ in range(steps))
+                    statistics.median(seconds_of(lambda: client.answer(request)) for _ in range(steps))
                 )
                 seconds["both on the same cores"].append(_step(samples, client, asking, steps))
     ratios = [(plain + alone) / both for plain, alone, both in zip(*seconds.values(), strict=True)]
@@ -132,41 +104,11 @@ def _rows(seconds: dict[str, list[float]]) -> list[dict[str, Value]]:
     return [
         {
             "teacher": name,
-            "step_min_ms": round(1e3 * min(times), 2),
-            "step_median_ms": round(1e3 * statistics.median(times), 2),
-            "step_max_ms": round(1e3 * max(times), 2),
+            **step_times(times),
             "tokens_s": round(BATCH * BLOCK / statistics.median(times), 1),
         }
         for name, times in seconds.items()
     ]
-
-
-def _timed(run: Callable[[], object]) -> float:
-    began = time.perf_counter()
-    run()
-    return time.perf_counter() - began
-
-
-def _samples() -> InMemory:
-    made = []
-    for index in range(SAMPLES):
-        ids = np.random.default_rng(index).integers(1, VOCABULARY, BLOCK).astype(np.uint32)
-        labels = np.append(ids[1:], -100).astype(np.int64)
-        made.append(Sample(ids, labels, labels != -100, (BLOCK,)))
-    return InMemory(tuple(made))
-
-
-@contextmanager
-def _distant_teacher() -> Iterator[str]:
-    service = subprocess.Popen([sys.executable, "-c", _DISTANT_SERVICE], stdout=subprocess.PIPE, text=True)
-    try:
-        assert service.stdout is not None
-        yield f"127.0.0.1:{int(service.stdout.readline())}"
-    finally:
-        service.kill()
-        service.wait()
-        if service.stdout is not None:
-            service.stdout.close()
 
 
 @contextmanager

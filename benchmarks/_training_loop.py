@@ -5,15 +5,19 @@ from __future__ import annotations
 import tempfile
 import threading
 import time
+from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
+from benchmarks._result import Value
 from stillhouse.asking import Asking
-from stillhouse.data import Order, Sample
+from stillhouse.data import NO_LABEL, Order, Sample
 from stillhouse.payloads import Payload
 from stillhouse.providers import Answer, TeacherLogitsProvider
 from stillhouse.request import LogitsRequest, Sequence, TeacherDescription
@@ -50,6 +54,27 @@ class InMemory:
 
     def __getitem__(self, index: int) -> Sample:
         return self.samples[index]
+
+
+def whole_sample(token_ids: NDArray[np.uint32]) -> Sample:
+    """Return a sample of one document: each token's label is the next one, and the last has none."""
+    labels = np.append(token_ids[1:], NO_LABEL).astype(np.int64)
+    return Sample(token_ids, labels, labels != NO_LABEL, (len(token_ids),))
+
+
+def random_samples(count: int, length: int, vocabulary_size: int) -> InMemory:
+    """Return samples of tokens drawn at random, the same ones each time."""
+    draws = (np.random.default_rng(index).integers(0, vocabulary_size, length) for index in range(count))
+    return InMemory(tuple(whole_sample(ids.astype(np.uint32)) for ids in draws))
+
+
+def step_times(seconds: SequenceOf[float]) -> dict[str, Value]:
+    """Return what a table says of the steps of several runs."""
+    return {
+        "step_min_ms": round(1e3 * min(seconds), 2),
+        "step_median_ms": round(1e3 * median(seconds), 2),
+        "step_max_ms": round(1e3 * max(seconds), 2),
+    }
 
 
 class DistantTeacher(TeacherLogitsProvider):

@@ -8,16 +8,16 @@ hidden state of the teacher.
 from __future__ import annotations
 
 import math
-import multiprocessing
 import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from benchmarks._peak_memory import apart, peak_bytes
 from benchmarks._result import Result, Value
 from stillhouse.kd import head_kd_loss, kd_loss
 from stillhouse.payloads import HiddenStates, OutputHead
@@ -59,7 +59,7 @@ def measure(quick: bool) -> Result:
         "kd_loss: the student's logits": _student_logits,
         "head_kd_loss": _in_one,
     }
-    costs = {name: _run_apart(way, size) for name, way in ways.items()}
+    costs = {name: apart(partial(_measure_here, way, size), timeout_seconds=1800) for name, way in ways.items()}
     plain = costs["plain: all logits of both sides"]
     table: list[dict[str, Value]] = []
     for name, cost in costs.items():
@@ -137,38 +137,20 @@ def _in_one(inputs: _Inputs) -> Tensor:
     )
 
 
-def _run_apart(way: Callable[[_Inputs], Tensor], size: Size) -> Cost:
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(_measure_here, way, size).result(timeout=1800)
-
-
 def _measure_here(way: Callable[[_Inputs], Tensor], size: Size) -> Cost:
     """Return what a way costs over what stood before it: its inputs, and what is set up when first used."""
     way(_Inputs(Size(32, 4096, 16, 16))).backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
     inputs = _Inputs(size)
-    before = _start_watching()
+    values: list[float] = []
+
+    def run() -> None:
+        loss = way(inputs)
+        loss.backward()  # type: ignore[no-untyped-call]  # as above
+        values.append(loss.item())
+
     started = time.perf_counter()
-    loss = way(inputs)
-    loss.backward()  # type: ignore[no-untyped-call]  # as above
-    value = loss.item()
-    seconds, peak = time.perf_counter() - started, _peak() - before
+    peak = peak_bytes(run)
+    seconds = time.perf_counter() - started
     gradients = [tensor.grad for tensor in (inputs.hidden, inputs.weight) if tensor.grad is not None]
     first, second = (float(gradient.norm()) for gradient in gradients)
-    return Cost(peak, seconds, value, (first, second))
-
-
-def _start_watching() -> int:
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-        return torch.cuda.memory_allocated()
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # forgets the peak of what came before
-    return _status("VmRSS")
-
-
-def _peak() -> int:
-    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else _status("VmHWM")
-
-
-def _status(field: str) -> int:
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
+    return Cost(peak, seconds, values[0], (first, second))

@@ -7,16 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import math
-import multiprocessing
 from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from benchmarks._peak_memory import apart, peak_bytes
 from benchmarks._result import Result, Value
 from stillhouse.encodings import Candidates, Encoding, Hidden, Sampled, TopK
 from stillhouse.payloads import OutputHead
@@ -67,28 +65,12 @@ def _row(name: str, rows: int | None, peak: int, plain: int) -> dict[str, Value]
 
 
 def _peak_of(work: Callable[[], Callable[[], object]]) -> int:
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(_measure_here, work).result(timeout=600)
+    return apart(partial(_measure_here, work), timeout_seconds=600)
 
 
 def _measure_here(prepare: Callable[[], Callable[[], object]]) -> int:
-    """Return the bytes that a piece of work needs at its peak over what stood before it."""
     torch.set_num_threads(1)
-    run = prepare()
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        run()
-        return torch.cuda.max_memory_allocated() - before
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # forgets the peak of what came before
-    before = _status("VmRSS")
-    run()
-    return _status("VmHWM") - before
-
-
-def _status(field: str) -> int:
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
+    return peak_bytes(prepare())
 
 
 class HeadAlone(TeacherBackend):

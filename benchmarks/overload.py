@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import statistics
-import subprocess
-import sys
 import time
 from collections import Counter
 from dataclasses import dataclass, field
@@ -20,6 +18,7 @@ from typing import Any
 import grpc
 
 from benchmarks._result import Result, Value
+from benchmarks._slow_service import slow_service
 from stillhouse.encodings import TopK
 from stillhouse.messages import request_to_proto
 from stillhouse.request import LogitsRequest, Sequence
@@ -27,6 +26,7 @@ from stillhouse.status import PUSHBACK_TRAILER
 from stillhouse.teacher.v1 import teacher_service_pb2 as pb
 from stillhouse.teacher.v1 import teacher_service_pb2_grpc as pb_grpc
 
+VOCABULARY = 1024
 SEQUENCE_TOKENS = 32
 BATCH_SEQUENCES = 4
 BATCH_SECONDS = 0.05
@@ -38,35 +38,6 @@ CALLERS_AT_PEAK = 12
 
 # The answer of a request that waits through the whole queue takes 0.25 s; more than this is a lost request.
 _DEADLINE_SECONDS = 10.0
-
-_SERVICE = f"""
-import asyncio, time
-from concurrent.futures import ThreadPoolExecutor
-from stillhouse.logs import configure_logging
-from teacher_service.backends.fixture import FixtureBackend
-from teacher_service.service import TeacherService
-from teacher_service.settings import TeacherSettings
-
-class Slow(FixtureBackend):
-    def forward(self, sequences):
-        time.sleep({BATCH_SECONDS})
-        return super().forward(sequences)
-
-async def main():
-    configure_logging("error", "json")
-    settings = TeacherSettings(
-        backend="fixture", http_port=0, grpc_port=0,
-        max_batch_tokens={BATCH_SEQUENCES * SEQUENCE_TOKENS},
-        max_queue_sequences={QUEUE_SEQUENCES}, max_sequences={QUEUE_SEQUENCES},
-    )
-    service = TeacherService(settings, ThreadPoolExecutor(1), None, opener=lambda _: Slow(1024))
-    await service.open()
-    await service.load()
-    print(service.grpc_port, flush=True)
-    await asyncio.Event().wait()
-
-asyncio.run(main())
-"""
 
 
 @dataclass(slots=True)
@@ -91,7 +62,7 @@ class _Callers:
 
     async def ask(self, load: _Load) -> None:
         number = next(self._numbers)
-        ids = (number % 1024, number // 1024 % 1024, *range(SEQUENCE_TOKENS - 2))
+        ids = (number % VOCABULARY, number // VOCABULARY % VOCABULARY, *range(SEQUENCE_TOKENS - 2))
         message = pb.ComputeLogitsRequest(request=request_to_proto(LogitsRequest((Sequence(ids),), TopK(8))))
         started = time.monotonic()
         call: Any = self._stub.ComputeLogits(message, timeout=_DEADLINE_SECONDS)
@@ -137,16 +108,13 @@ def measure(quick: bool) -> Result:
     Figures: `throughput_kept`, overload's throughput over the peak; `shed_with_pushback`, of all refused requests.
     """
     rounds, seconds = (1, 3.0) if quick else (3, 8.0)
-    service = subprocess.Popen([sys.executable, "-c", _SERVICE], stdout=subprocess.PIPE, text=True)
-    try:
-        assert service.stdout is not None
-        port = int(service.stdout.readline())
-        table = asyncio.run(_measure(port, rounds, seconds))
-    finally:
-        service.kill()
-        service.wait()
-        if service.stdout is not None:
-            service.stdout.close()
+    bounds = {
+        "max_batch_tokens": BATCH_SEQUENCES * SEQUENCE_TOKENS,
+        "max_queue_sequences": QUEUE_SEQUENCES,
+        "max_sequences": QUEUE_SEQUENCES,
+    }
+    with slow_service(BATCH_SECONDS, VOCABULARY, bounds) as address:
+        table = asyncio.run(_measure(address, rounds, seconds))
     kept = statistics.median(float(row["overload_per_s"] or 0) / float(row["peak_per_s"] or 1) for row in table)
     lost = sum(int(row["lost"] or 0) for row in table)
     shed = sum(int(row["shed"] or 0) for row in table)
@@ -156,9 +124,9 @@ def measure(quick: bool) -> Result:
     return Result("overload", rounds, table, {"throughput_kept": kept, "shed_with_pushback": shed / (shed + lost)})
 
 
-async def _measure(port: int, rounds: int, seconds: float) -> list[dict[str, Value]]:
+async def _measure(address: str, rounds: int, seconds: float) -> list[dict[str, Value]]:
     table: list[dict[str, Value]] = []
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=[("grpc.enable_retries", 0)]) as channel:
+    async with grpc.aio.insecure_channel(address, options=[("grpc.enable_retries", 0)]) as channel:
         callers = _Callers(channel)
         await callers.keep_busy(0.5)
         for _ in range(rounds):

@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import pydoc_data.topics
 import statistics
-import time
-from collections.abc import Callable
 from typing import cast
 
 import numpy as np
 
+from benchmarks._measure import seconds_of
 from benchmarks._real_service import CountingRelay, RealService, real_service
 from benchmarks._result import Result, Value
-from benchmarks._training_loop import BATCH, DistantTeacher, InMemory, train
+from benchmarks._training_loop import BATCH, DistantTeacher, InMemory, train, whole_sample
 from stillhouse.asking import Asking
 from stillhouse.client import TeacherClient
 from stillhouse.data import Sample
@@ -127,24 +126,14 @@ def _speeds(service: RealService, samples: InMemory, rounds: int, steps: int) ->
         speeds: dict[str, list[float]] = {"teacher computes": [], "teacher remembers": [], "student trains": []}
         for _ in range(rounds):
             service.forget()
-            speeds["teacher computes"].append(tokens / _seconds(lambda: client.answer(request)))
-            speeds["teacher remembers"].append(tokens / _seconds(lambda: client.answer(request)))
+            speeds["teacher computes"].append(tokens / seconds_of(lambda: client.answer(request)))
+            speeds["teacher remembers"].append(tokens / seconds_of(lambda: client.answer(request)))
             speeds["student trains"].append(trained())
     return speeds, 6 * learnt / (2 * taught)
-
-
-def _seconds(run: Callable[[], object]) -> float:
-    started = time.perf_counter()
-    run()
-    return time.perf_counter() - started
 
 
 def _samples(count: int) -> InMemory:
     text = "\n".join(pydoc_data.topics.topics.values())[: 2 * CHARACTERS_PER_TOKEN * BLOCK_TOKENS * count]
     ids = load_tokenizer(resolve_model("smollm2"))(text)["input_ids"]
-    made = []
-    for index in range(count):
-        block = np.array(ids[index * BLOCK_TOKENS : (index + 1) * BLOCK_TOKENS], dtype=np.uint32)
-        labels = np.append(block[1:], -100).astype(np.int64)
-        made.append(Sample(block, labels, labels != -100, (BLOCK_TOKENS,)))
-    return InMemory(tuple(made))
+    blocks = (ids[start : start + BLOCK_TOKENS] for start in range(0, count * BLOCK_TOKENS, BLOCK_TOKENS))
+    return InMemory(tuple(whole_sample(np.array(block, dtype=np.uint32)) for block in blocks))

@@ -12,9 +12,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks._measure import seconds_of
 from benchmarks._real_service import real_service
 from benchmarks._result import Result, Value
 
@@ -47,7 +48,7 @@ def measure(quick: bool) -> Result:
     for _ in range(rounds):
         for command in COMMANDS:
             name = " ".join(("stillhouse", *command, "--help"))
-            seconds.setdefault(name, []).append(_timed(lambda: _stillhouse(*command, "--help")))  # noqa: B023
+            seconds.setdefault(name, []).append(seconds_of(lambda: _stillhouse(*command, "--help")))  # noqa: B023
     help_seconds = max(min(times) for times in seconds.values())
     ready, first = "teacher: ready", "worker: first step"
     with tempfile.TemporaryDirectory() as name:
@@ -75,12 +76,6 @@ def measure(quick: bool) -> Result:
         "first_step_seconds": min(seconds[first]),
     }
     return Result("startup", rounds, rows, figures)
-
-
-def _timed(run: Callable[[], object]) -> float:
-    began = time.perf_counter()
-    run()
-    return time.perf_counter() - began
 
 
 def _stillhouse(*arguments: str) -> None:

@@ -6,17 +6,14 @@ processor time. For the second see `_offline_training` (from a store) and `_remo
 
 from __future__ import annotations
 
-from statistics import mean, median
+from statistics import mean
 from typing import Any, cast
-
-import numpy as np
 
 from benchmarks._offline_training import measure_offline
 from benchmarks._remote_training import measure_live
 from benchmarks._result import Result, Value
-from benchmarks._training_loop import DistantTeacher, InMemory, Trained, small_llama, train
+from benchmarks._training_loop import DistantTeacher, InMemory, Trained, random_samples, small_llama, step_times, train
 from stillhouse.asking import Asking
-from stillhouse.data import Sample
 from stillhouse.encodings import TopK
 from stillhouse.fixtures import FixtureTeacher
 from stillhouse.request import Sequence
@@ -39,7 +36,7 @@ def measure(quick: bool) -> Result:
     `_remote_training.measure_live`.
     """
     rounds, steps = (2, 8) if quick else (7, 24)
-    samples = _samples()
+    samples = random_samples(SAMPLES, BLOCK, VOCABULARY)
     asking = Asking(ENCODING, 1.0, VOCABULARY, "")
     questions = asking.request(samples.samples).sequences
     answers = FixtureTeacher(VOCABULARY).answer(asking.request(samples.samples)).payloads
@@ -59,9 +56,7 @@ def measure(quick: bool) -> Result:
             "teacher": name,
             "latency_ms": round(1e3 * contestants[name][0], 2),
             "waited_ms": round(1e3 * mean(one.waited_seconds for one in runs), 3),
-            "step_min_ms": round(1e3 * min(one.step_seconds for one in runs), 2),
-            "step_median_ms": round(1e3 * median(one.step_seconds for one in runs), 2),
-            "step_max_ms": round(1e3 * max(one.step_seconds for one in runs), 2),
+            **step_times([one.step_seconds for one in runs]),
         }
         for name, runs in measured.items()
     ]
@@ -85,12 +80,3 @@ def _train(
     student = small_llama(VOCABULARY, hidden=128, layers=2)
     dataset = cast("Samples", samples)
     return train(student, dataset, teacher, asking, prefetch_steps=prefetch_steps, num_steps=steps)
-
-
-def _samples() -> InMemory:
-    made = []
-    for index in range(SAMPLES):
-        ids = np.random.default_rng(index).integers(0, VOCABULARY, BLOCK).astype(np.uint32)
-        labels = np.append(ids[1:], -100).astype(np.int64)
-        made.append(Sample(ids, labels, labels != -100, (BLOCK,)))
-    return InMemory(tuple(made))
