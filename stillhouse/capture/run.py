@@ -38,7 +38,7 @@ from stillhouse.request import TeacherDescription
 from stillhouse.stopping import stop_on_signals
 from stillhouse.store import Manifest, StoreWriter, open_store
 from stillhouse.store.files import CAPTURE, MANIFEST
-from stillhouse.store.writer import check_place
+from stillhouse.store.folders import check_place
 
 EXIT_START_AGAIN = 1
 """The teacher was away for longer than the capture waits: the same command goes on once it is back."""

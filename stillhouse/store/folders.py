@@ -1,4 +1,4 @@
-"""A folder that is made whole or not at all: filled beside its place, flushed, and renamed into it."""
+"""Where a store may be made, and a folder that is made whole or not at all: filled beside its place, then renamed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Final
 from filelock import FileLock, Timeout
 
 from stillhouse.errors import StoreError
-from stillhouse.store.files import ASIDE, flush_folder, local_folder, writing
+from stillhouse.store.files import ASIDE, CAPTURE, MANIFEST, PARTIAL, flush_folder, local_folder, writing
 
 MARK: Final = ".stillhouse-unfinished"
 """A file in a folder that is being filled: it is ours, and locked by the process that fills it."""
@@ -60,3 +60,18 @@ def new_folder(place: Path | str) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             lock.release()
+
+
+def check_place(folder: Path) -> None:
+    """See that a store can be begun in a folder, or was.
+
+    Raises:
+        StoreError: it is an address, a file, or a folder with something else in it.
+    """
+    place = local_folder(folder)
+    with writing(place):
+        names = {path.name for path in place.iterdir()} if place.exists() else set()
+    if not names & {CAPTURE, MANIFEST} and names - {PARTIAL, CAPTURE + ASIDE}:
+        raise StoreError(
+            f"{folder} is not empty and no store: it holds {', '.join(sorted(names)[:3])}; name a new folder"
+        )

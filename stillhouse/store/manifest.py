@@ -209,9 +209,7 @@ class Manifest(_Model):
         check_share(self.share)
         if set(self.shards) != set(self.plan.parts):
             raise ValueError(f"shards are of {sorted(self.shards)}, where the parts are {sorted(self.plan.parts)}")
-        if isinstance(self.plan.answer_encoding, Hidden) != (self.output_head is not None):
-            what = "lacks" if self.output_head is None else "has no use for"
-            raise ValueError(f"a store of {self.plan.encoding} answers {what} an output_head")
+        check_head(self.plan, has_head=self.output_head is not None)
         for name, shards in self.shards.items():
             numbers = self.plan.shards_of(name, self.share)
             if len(shards) != len(numbers):
@@ -262,6 +260,17 @@ def check_share(share: tuple[int, int]) -> None:
     index, count = share
     if not 0 <= index < count <= 2**31:
         raise ValueError(f"a share i/n has 0 <= i < n; got {index}/{count}")
+
+
+def check_head(plan: StorePlan, *, has_head: bool) -> None:
+    """See that an output head goes with HIDDEN answers, and with no others.
+
+    Raises:
+        ValueError: it is missing, or of no use.
+    """
+    if isinstance(plan.answer_encoding, Hidden) != has_head:
+        what = "has no use for" if has_head else "lacks"
+        raise ValueError(f"a store of {plan.encoding} answers {what} an output_head: it goes with `Hidden` alone")
 
 
 def differences(one: BaseModel, other: BaseModel) -> list[str]:

@@ -125,8 +125,9 @@ def _faults_beside(files: StoreFiles, manifest: Manifest) -> Iterator[str]:
 
 def _foreign(files: StoreFiles, manifest: Manifest) -> Iterator[str]:
     """Yield what lies where readers of Parquet alone would take it for a part of the store."""
+    beside = files.names("")
     for name, entry in ((TOKENS, manifest.tokens), (OUTPUT_HEAD, manifest.output_head)):
-        if entry is None and name in files.names(""):
+        if entry is None and name in beside:
             yield f"{name} is there, and the manifest does not name it: remove it, or copy the manifest again"
     shards = {shard_name(part, number) for part, number, _ in manifest.each_shard()}
     for part in PART_NAMES:

@@ -25,13 +25,11 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from stillhouse.data.dataset import PartName
 from stillhouse.data.packing import Sample
-from stillhouse.encodings import Hidden
 from stillhouse.errors import CodecError, StoreError
 from stillhouse.payloads import OutputHead, Payload
 from stillhouse.store.checking import file_entry, shard_entry
 from stillhouse.store.extras import write_output_head, write_tokens
 from stillhouse.store.files import (
-    ASIDE,
     CAPTURE,
     MANIFEST,
     OUTPUT_HEAD,
@@ -42,6 +40,7 @@ from stillhouse.store.files import (
     writing,
     written_aside,
 )
+from stillhouse.store.folders import check_place
 from stillhouse.store.journal import Journal
 from stillhouse.store.ledger import Ledger
 from stillhouse.store.manifest import (
@@ -50,6 +49,7 @@ from stillhouse.store.manifest import (
     StorePlan,
     WrittenFile,
     canonical_json,
+    check_head,
     check_share,
     differences,
 )
@@ -245,11 +245,10 @@ class StoreWriter:
             )
 
     def _begin(self) -> None:
-        if isinstance(self.plan.answer_encoding, Hidden) != (self._output_head is not None):
-            what = "lacks" if self._output_head is None else "has no use for"
-            raise StoreError(
-                f"a store of {self.plan.encoding} answers {what} an output_head: it goes with `Hidden` alone"
-            )
+        try:
+            check_head(self.plan, has_head=self._output_head is not None)
+        except ValueError as error:
+            raise StoreError(str(error)) from error
         check_place(self.folder)
         with writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -353,21 +352,6 @@ class StoreWriter:
                 journal.close()
             self._journals.clear()
             shutil.rmtree(self._partial, ignore_errors=True)
-
-
-def check_place(folder: Path) -> None:
-    """See that a store can be begun in a folder, or was.
-
-    Raises:
-        StoreError: it is an address, a file, or a folder with something else in it.
-    """
-    place = local_folder(folder)
-    with writing(place):
-        names = {path.name for path in place.iterdir()} if place.exists() else set()
-    if not names & {CAPTURE, MANIFEST} and names - {PARTIAL, CAPTURE + ASIDE}:
-        raise StoreError(
-            f"{folder} is not empty and no store: it holds {', '.join(sorted(names)[:3])}; name a new folder"
-        )
 
 
 def _read_capture(place: Path) -> Capture:

@@ -9,9 +9,8 @@ import pytest
 from stillhouse.data import DataSpec, Prepared
 from stillhouse.errors import StoreError
 from stillhouse.store import StoreWriter
-from stillhouse.store.folders import MARK, new_folder
+from stillhouse.store.folders import MARK, check_place, new_folder
 from stillhouse.store.merge import merge
-from stillhouse.store.writer import check_place
 from tests.unit.store.small_store import folder_bytes, make_store, plan_of
 
 Corpus = tuple[Prepared, DataSpec]
