@@ -6,6 +6,7 @@ import asyncio
 import logging
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -91,6 +92,31 @@ def test_a_closed_client_says_so(address: str) -> None:
 
     with pytest.raises(ConfigurationError, match="is closed"):
         asyncio.run(run())
+
+
+def test_a_call_under_way_ends_with_its_client_and_is_not_tried_again(
+    address: str, servicer: TableServicer, caplog: pytest.LogCaptureFixture
+) -> None:
+    called, over = threading.Event(), threading.Event()
+
+    def hang(context: grpc.ServicerContext) -> None:
+        del context
+        called.set()
+        over.wait(30)
+
+    servicer.faults.append(hang)
+    client = TeacherClient(address, timeout_seconds=30)
+    try:
+        with caplog.at_level(logging.WARNING, "stillhouse.client"), ThreadPoolExecutor(1) as pool:
+            asked = pool.submit(client.describe)
+            assert called.wait(30)
+            client.close()
+            with pytest.raises(ConfigurationError, match="is closed"):
+                asked.result(30)
+    finally:
+        over.set()
+    assert caplog.records == []
+    assert servicer.calls == ["GetTeacher"]
 
 
 @pytest.mark.parametrize(
