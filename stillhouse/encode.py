@@ -16,6 +16,7 @@ from torch import Tensor
 from stillhouse import draws
 from stillhouse.encodings import Candidates, Dense, Encoding, Hidden, Sampled, TopK, ValueType
 from stillhouse.errors import EncodingNotOfferedError, InvalidRequestError, TeacherInternalError
+from stillhouse.finite import all_finite
 from stillhouse.head_and_tail import head_and_tail, top_k_ids
 from stillhouse.payloads import CandidateLogits, DenseLogits, HiddenStates, Payload, SampledCounts, TopKLogits
 from stillhouse.request import Sequence
@@ -218,7 +219,7 @@ def _checked(row_chunks: Iterable[Tensor], vocabulary_size: int) -> Iterator[Ten
 
 def _cast(values: Tensor, field: str, value_type: ValueType) -> Tensor:
     cast = values.to(DTYPES[value_type])
-    if cast.numel() and not all(torch.isfinite(extreme) for extreme in cast.aminmax()):
+    if not all_finite(cast):
         overflown = torch.isinf(cast) & torch.isfinite(values)
         if overflown.any():
             largest = float(values[overflown].abs().max())

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from stillhouse.encodings import ValueType
 from stillhouse.errors import CodecError
+from stillhouse.finite import all_finite
 from stillhouse.payload_header import HEADER_BYTES, Header, Kind, read_header
 from stillhouse.payloads import OutputHead
 from stillhouse.tensor_bytes import DTYPES, VALUE_TYPES, TensorReader, bytes_of, require_little_endian
@@ -102,6 +103,5 @@ def _cast(name: str, tensor: Tensor, value_type: ValueType) -> Tensor:
 
 
 def _check_finite(name: str, tensor: Tensor) -> None:
-    # The extremes are NaN where any value is; finding them takes no memory.
-    if not all(bool(torch.isfinite(extreme)) for extreme in tensor.aminmax()):
+    if not all_finite(tensor):
         raise CodecError(f"an output head's {name} holds a NaN or an infinity as {tensor.dtype}: it is damaged")

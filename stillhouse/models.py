@@ -18,6 +18,7 @@ import torch
 from torch.distributed.tensor import DTensor
 
 from stillhouse.errors import ConfigurationError
+from stillhouse.finite import all_finite
 from stillhouse.gguf_conversion import convert_gguf
 from stillhouse.loading_progress import counting_weights
 
@@ -163,12 +164,11 @@ def check_weights_finite(module: torch.nn.Module, name: str) -> None:
     for key, parameter in module.named_parameters():
         values = parameter.detach()
         values = values.to_local() if isinstance(values, DTensor) else values  # each process sees to its own part
-        if values.is_floating_point() and values.element_size() >= 2 and values.numel() > 0 and not values.is_meta:
-            lowest, highest = values.aminmax()  # one pass, no copy, and it hands NaN on
-            if not (torch.isfinite(lowest) and torch.isfinite(highest)):
-                raise ConfigurationError(
-                    f"model {name!r}: the weights of {key} are not all finite; save it again, or take another copy"
-                )
+        may_hold_them = values.is_floating_point() and values.element_size() >= 2 and not values.is_meta
+        if may_hold_them and not all_finite(values):
+            raise ConfigurationError(
+                f"model {name!r}: the weights of {key} are not all finite; save it again, or take another copy"
+            )
 
 
 def pick_device(name: str = "auto") -> torch.device:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import math
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
@@ -19,6 +18,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from stillhouse.errors import CheckpointError
+from stillhouse.finite import all_finite
 from stillhouse.version import __version__
 from student_worker.failpoints import fail_point
 from student_worker.students.base import ModelCard
@@ -75,11 +75,7 @@ def _to_cpu(tensor: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _check_finite(folder: Path, tensors: Mapping[str, Tensor]) -> None:
     for name, tensor in tensors.items():
-        if (
-            tensor.is_floating_point()
-            and tensor.numel()
-            and not all(math.isfinite(extreme) for extreme in torch.aminmax(tensor.detach()))
-        ):
+        if tensor.is_floating_point() and not all_finite(tensor):
             raise CheckpointError(f"{folder}: {name} holds a value that is not finite; nothing was exported")
 
 

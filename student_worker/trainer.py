@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from stillhouse.errors import GuardError
+from stillhouse.finite import all_finite
 from stillhouse.tracing import span
 from student_worker.callbacks import StepRecord
 from student_worker.callbacks.hooks import Hooks
@@ -227,8 +228,7 @@ class Trainer:
     def _guard(self, gradient: Tensor, losses: ShardLoss, reason: str) -> None:
         step, ceiling = self._parts.state.step + 1, self._parts.max_loss
         is_finite = math.isfinite(losses.loss)
-        # A NaN is the least and the largest of any values. A mask of all elements would take ten times as long.
-        if not (is_finite and all(math.isfinite(extreme) for extreme in torch.aminmax(gradient))):
+        if not (is_finite and all_finite(gradient)):
             self._parts.metrics.stopped_by_guard("not_finite", losses.loss)
             what = "its gradient is not finite" if is_finite else "that is not finite"
             raise GuardError(
