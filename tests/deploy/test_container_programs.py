@@ -17,6 +17,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.torture.service_process import free_port
+
 PROGRAMS = Path(__file__).parents[2] / "deploy" / "docker"
 SECONDS = 20.0
 
@@ -35,11 +37,6 @@ def started(program: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
         finally:
             if process.poll() is None:
                 process.kill()
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
 
 
 def get(port: int, path: str) -> tuple[int, str]:

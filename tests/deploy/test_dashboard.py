@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import socket
 import sys
 import time
 import urllib.parse
@@ -21,6 +20,7 @@ import yaml
 
 from stillhouse.processes import Child
 from tests.e2e.conftest import serving
+from tests.torture.service_process import free_port
 
 ROOT = Path(__file__).parents[2]
 DASHBOARD = ROOT / "deploy" / "grafana" / "dashboards" / "stillhouse.json"
@@ -31,11 +31,6 @@ pytestmark = [
     pytest.mark.long,
     pytest.mark.skipif(shutil.which("prometheus") is None, reason="NOT TESTED: Prometheus is not installed"),
 ]
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
 
 
 def panels() -> list[tuple[str, str]]:

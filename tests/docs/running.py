@@ -27,6 +27,7 @@ import pytest
 from stillhouse.processes import Child
 from tests.docs import forked
 from tests.docs.pages import ROOT, Command, fences, words_of
+from tests.torture.service_process import free_port
 
 SECONDS = 240.0
 """For one command, on a machine that does much else."""
@@ -161,7 +162,7 @@ class Place:
         own = {
             "http://127.0.0.1:8010": f"http://{self.http}",
             "redis://127.0.0.1:6379/0": self.reader.redis_url,
-            "--host 10.0.0.4 --port 29510": f"--host 127.0.0.1 --port {_free_port()}",
+            "--host 10.0.0.4 --port 29510": f"--host 127.0.0.1 --port {free_port()}",
             **{f"{host}:8000": self.http for host in ("localhost", "127.0.0.1")},
             **{f"{host}:8001": self.grpc for host in ("localhost", "127.0.0.1", "gpu0", "teacher")},
         }
@@ -222,12 +223,6 @@ def needs(command: Command) -> None:
     for program in ("curl", "openssl"):
         if re.search(rf"^{program} ", command.text, re.MULTILINE) and shutil.which(program) is None:
             pytest.skip(f"NOT TESTED: {program} is not installed")
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        port: int = listening.getsockname()[1]
-        return port
 
 
 def _listens(port: int) -> bool:
