@@ -10,6 +10,9 @@ BUF_VERSION := 1.75.0
 AXE_VERSION := 4.10.3
 BUF := node_modules/.bin/buf
 
+# Tests compute in many processes at once: threads that spin while they wait would take each other's cores.
+export OMP_WAIT_POLICY ?= passive
+
 $(VENV)/.python:
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" || { echo "make: Python 3.11 or newer is needed; name one: make PYTHON=/path/to/python3.11 ..." >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
