@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import json
+from itertools import groupby
 from pathlib import Path
 from typing import Annotated
 
@@ -16,6 +17,7 @@ from benchmarks._result import Result
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False)
 FOLDER = Path(__file__).parent
+PIPE_COLUMNS = 200
 
 
 def questions() -> dict[str, str]:
@@ -61,13 +63,15 @@ def run_benchmarks(
 
 
 def show(result: Result) -> None:
-    """Print the table and the headline figures."""
-    columns = list(dict.fromkeys(key for row in result.rows for key in row))
-    table = Table(*columns, title=f"{result.name} ({result.rounds} rounds, {result.machine['cpu']})")
-    for row in result.rows:
-        table.add_row(*("" if row.get(key) is None else str(row[key]) for key in columns))
-    console = Console()
-    console.print(table)
+    """Print the table, a part for each kind of row, and the headline figures."""
+    # Where nobody says how wide it is, as in a pipe, nothing need be folded.
+    console = Console() if Console().is_terminal else Console(width=PIPE_COLUMNS)
+    console.print(f"{result.name}: {result.rounds} rounds, {result.machine['cpu']}")
+    for keys, rows in groupby(result.rows, key=tuple):
+        table = Table(*keys)
+        for row in rows:
+            table.add_row(*("" if row[key] is None else str(row[key]) for key in keys))
+        console.print(table)
     for figure, value in result.figures.items():
         console.print(f"{figure}: {value:.4g}")
 

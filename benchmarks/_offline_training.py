@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from statistics import median
 
 import numpy as np
 
 from benchmarks._result import Value
-from benchmarks._training_loop import BATCH, small_llama, step_times, train
+from benchmarks._training_loop import BATCH, Trained, small_llama, step_ratio, train, training_row
 from stillhouse.asking import Asking
 from stillhouse.data import DataSpec, prepare
 from stillhouse.encodings import Sampled
@@ -31,10 +30,9 @@ def measure_offline(quick: bool) -> tuple[list[dict[str, Value]], float]:
     The figure is the median of the rounds' ratios of the median step: in each round both train, one after the other,
     from the same first weights.
     """
-    rounds, steps = (2, 4) if quick else (7, 8)
+    rounds, steps = (1, 2) if quick else (7, 6)
     names = ("cross-entropy alone", "from the store")
-    measured: dict[str, list[float]] = {name: [] for name in names}
-    waited: dict[str, list[float]] = {name: [] for name in names}
+    measured: dict[str, list[Trained]] = {name: [] for name in names}
     with tempfile.TemporaryDirectory() as name:
         plain, stored, teacher = _capture(Path(name))
         asking = Asking(ENCODING, 1.0, VOCABULARY, teacher.describe().fingerprint)
@@ -45,19 +43,9 @@ def measure_offline(quick: bool) -> tuple[list[dict[str, Value]], float]:
                 samples, answers = contestants[contestant]
                 student = small_llama(VOCABULARY, hidden=HIDDEN, layers=LAYERS)
                 trained = train(student, samples, answers, asking, prefetch_steps=PREFETCH_STEPS, num_steps=steps)
-                measured[contestant].append(trained.step_seconds)
-                waited[contestant].append(trained.waited_seconds)
-    rows: list[dict[str, Value]] = [
-        {
-            "teacher": contestant,
-            "waited_ms": round(1e3 * median(waited[contestant]), 3),
-            **step_times(times),
-            "tokens_s": round(BATCH * BLOCK / median(times), 1),
-        }
-        for contestant, times in measured.items()
-    ]
-    ratios = [one / other for one, other in zip(*(measured[contestant] for contestant in names), strict=True)]
-    return rows, median(ratios)
+                measured[contestant].append(trained)
+    rows = [training_row(contestant, runs, BATCH * BLOCK) for contestant, runs in measured.items()]
+    return rows, step_ratio(*measured.values())
 
 
 def _capture(folder: Path) -> tuple[Samples, Samples, StoreTeacher]:

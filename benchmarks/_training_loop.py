@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks._result import Value
+from benchmarks._step_phases import StepPhases, phase_columns
 from stillhouse.asking import Asking
 from stillhouse.data import NO_LABEL, Order, Sample
 from stillhouse.payloads import Payload
@@ -24,8 +26,9 @@ from stillhouse.request import LogitsRequest, Sequence, TeacherDescription
 from student_worker.cadence import Cadence
 from student_worker.callbacks import Callback, RunView, StepRecord
 from student_worker.corpus import Samples
-from student_worker.elastic.group import SoloGroup
+from student_worker.elastic.group import Group, SoloGroup
 from student_worker.elastic.reduction import gradient_sum
+from student_worker.metrics import WorkerMetrics
 from student_worker.optimizer import StudentOptimizer
 from student_worker.parts import Parts
 from student_worker.patience import PatientTeacher
@@ -77,6 +80,26 @@ def step_times(seconds: SequenceOf[float]) -> dict[str, Value]:
     }
 
 
+def training_row(name: str, runs: SequenceOf[Trained], tokens: int) -> dict[str, Value]:
+    """Return what a table says of a contestant's runs, of so many tokens a step; what its quickest step was spent on.
+
+    In the quickest one, since the mean of a slow run says what the machine did besides.
+    """
+    seconds = [run.step_seconds for run in runs]
+    quickest = min(runs, key=lambda run: run.step_seconds)
+    return {
+        "teacher": name,
+        **step_times(seconds),
+        "tokens_s": round(tokens / median(seconds), 1),
+        **phase_columns(quickest.phases),
+    }
+
+
+def step_ratio(ours: SequenceOf[Trained], theirs: SequenceOf[Trained]) -> float:
+    """Return the median of the rounds' ratios of our median step over theirs."""
+    return median(one.step_seconds / other.step_seconds for one, other in zip(ours, theirs, strict=True))
+
+
 class DistantTeacher(TeacherLogitsProvider):
     """Gives answers that it has already, after a while."""
 
@@ -96,24 +119,32 @@ class DistantTeacher(TeacherLogitsProvider):
         return Answer(payloads, self._description.fingerprint)
 
 
-class _Waits(Callback):
-    """Remembers how long each step waited for the teacher."""
+class _Steps(Callback):
+    """Remembers each step."""
 
-    def __init__(self) -> None:
-        self.seconds: list[float] = []
+    def __init__(self, phases: StepPhases) -> None:
+        self._phases = phases
+        self.records: list[StepRecord] = []
 
     def on_step_end(self, run: RunView, step: StepRecord) -> None:
         """Remember it."""
         del run
-        self.seconds.append(step.teacher_wait_seconds)
+        self._phases.end_step(step.step_seconds)
+        self.records.append(step)
 
 
 @dataclass(frozen=True)
 class Trained:
-    """Of the counted steps of one short run: the median duration of one, and how long each waited on average."""
+    """Of the counted steps of one short run: the median duration of one, and the mean of what it was spent on."""
 
     step_seconds: float
-    waited_seconds: float
+    phases: dict[str, float]
+    world_size: int = 1
+
+    @property
+    def waited_seconds(self) -> float:
+        """How long a step waited for the teacher, on average."""
+        return self.phases["teacher_wait"]
 
 
 def train(
@@ -124,10 +155,28 @@ def train(
     *,
     prefetch_steps: int,
     num_steps: int,
+    batch: int = BATCH,
+    micro_shards: int = MICRO_SHARDS,
+    join: Callable[[WorkerState], Group] = SoloGroup,
 ) -> Trained:
-    """Train for so many steps; with no teacher, on cross-entropy alone."""
+    """Train for so many steps; with no teacher, on cross-entropy alone.
+
+    Args:
+        student: is changed.
+        samples: what it learns from.
+        teacher: what it learns from too, None for none.
+        asking: what the teacher is asked.
+        prefetch_steps: so many steps ahead of their use.
+        num_steps: that count. `FIRST_STEPS` come before them, and after them as many as are fetched ahead: while these
+            last ones are done nothing is asked any more.
+        batch: samples of a step, of all workers together.
+        micro_shards: parts of a step.
+        join: gives the group to train in.
+    """
     stopping = threading.Event()
-    steps = Steps(samples, Order(len(samples), 0, samples.fingerprint), BATCH, MICRO_SHARDS)
+    counted = slice(FIRST_STEPS, FIRST_STEPS + num_steps)
+    last_step = counted.stop + prefetch_steps
+    steps = Steps(samples, Order(len(samples), 0, samples.fingerprint), batch, micro_shards)
 
     def piece(key: Key) -> Piece:
         if teacher is None:
@@ -140,8 +189,10 @@ def train(
     prefetcher = Prefetcher(asked, piece, max_bytes=2**30, stopping=stopping)
     optimizer = StudentOptimizer(student.module)
     state = WorkerState(student.module, optimizer, {})
-    waits = _Waits()
-    with tempfile.TemporaryDirectory() as folder:
+    metrics = WorkerMetrics()
+    phases = StepPhases(metrics)
+    told = _Steps(phases)
+    with tempfile.TemporaryDirectory() as folder, phases.watching(student), join(state) as group:
         trainer = Trainer(
             Parts(
                 student=student,
@@ -150,21 +201,24 @@ def train(
                 steps=steps,
                 prefetcher=prefetcher,
                 evaluator=None,
-                group=SoloGroup(state),
-                tree=gradient_sum("exact", MICRO_SHARDS, optimizer.num_parameters),
+                group=group,
+                tree=gradient_sum("exact", micro_shards, optimizer.num_parameters),
                 objective=Objective(asking.temperature, float(teacher is None), asking.vocabulary_size),
-                schedule=Schedule(1e-4, 0, num_steps, "constant"),
-                cadence=Cadence(num_steps, num_steps, 0, num_steps + 1),
-                view=RunView(Path(folder), "benchmark", 0, num_steps, is_first=True),
+                schedule=Schedule(1e-4, 0, last_step, "constant"),
+                cadence=Cadence(last_step, last_step, 0, last_step + 1),
+                view=RunView(Path(folder), "benchmark", 0, last_step, is_first=True),
                 stopping=stopping,
-                callbacks=[waits],
+                metrics=metrics,
+                callbacks=[told],
                 prefetch_steps=prefetch_steps,
             )
         )
-        outcome = trainer.run()
+        trainer.run()
     prefetcher.close()
-    counted = waits.seconds[FIRST_STEPS:]
-    return Trained(median(outcome.step_seconds[FIRST_STEPS:]), sum(counted) / len(counted))
+    records = told.records[counted]
+    world_sizes = {record.world_size for record in records}
+    assert len(world_sizes) == 1, f"workers came or went: {world_sizes}"
+    return Trained(median(record.step_seconds for record in records), phases.mean(counted), world_sizes.pop())
 
 
 def small_llama(vocabulary_size: int, *, hidden: int, layers: int) -> CausalLMStudent:

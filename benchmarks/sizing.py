@@ -26,7 +26,7 @@ from student_worker.corpus import Samples
 from student_worker.students.causal_lm import CausalLMStudent
 from student_worker.students.keep_layers import keep_layers
 
-BLOCK_TOKENS = 256
+BLOCK_TOKENS, BLOCK_TOKENS_QUICK = 256, 32
 CHARACTERS_PER_TOKEN = 4
 KEPT_LAYERS = tuple(range(0, 30, 2))
 ENCODINGS: dict[str, Encoding] = {
@@ -52,8 +52,8 @@ def measure(quick: bool) -> Result:
     that the student trains on; `students_per_teacher_cached`, the same where Redis knows every answer;
     `students_per_teacher_by_flops`, what 2 FLOPs a weight of the teacher's pass over 6 of the student's would say.
     """
-    rounds, steps, blocks = (1, 3, 2) if quick else (5, 5, 32)
-    samples = _samples(blocks)
+    rounds, steps, blocks = (1, 2, 2) if quick else (5, 3, 32)
+    samples = _samples(blocks, BLOCK_TOKENS_QUICK if quick else BLOCK_TOKENS)
     with real_service("--model", "smollm2", "--dtype", "float32") as service:
         rows = [_bytes(service, name, samples.samples[: _count(name, blocks)]) for name in ENCODINGS]
         speeds, by_flops = _speeds(service, samples, rounds, steps)
@@ -117,11 +117,12 @@ def _speeds(service: RealService, samples: InMemory, rounds: int, steps: int) ->
         request = asking.request(samples.samples)
         known = dict(zip(request.sequences, client.answer(request).payloads, strict=True))
         at_hand = DistantTeacher(0.0, known, teacher)
-        tokens = len(samples) * BLOCK_TOKENS
+        tokens_of_one = len(samples[0].token_ids)
+        tokens = len(samples) * tokens_of_one
 
         def trained() -> float:
             done = train(student, cast("Samples", samples), at_hand, asking, prefetch_steps=2, num_steps=steps)
-            return BATCH * BLOCK_TOKENS / done.step_seconds
+            return BATCH * tokens_of_one / done.step_seconds
 
         speeds: dict[str, list[float]] = {"teacher computes": [], "teacher remembers": [], "student trains": []}
         for _ in range(rounds):
@@ -132,8 +133,8 @@ def _speeds(service: RealService, samples: InMemory, rounds: int, steps: int) ->
     return speeds, 6 * learnt / (2 * taught)
 
 
-def _samples(count: int) -> InMemory:
-    text = "\n".join(pydoc_data.topics.topics.values())[: 2 * CHARACTERS_PER_TOKEN * BLOCK_TOKENS * count]
+def _samples(count: int, tokens: int) -> InMemory:
+    text = "\n".join(pydoc_data.topics.topics.values())[: 2 * CHARACTERS_PER_TOKEN * tokens * count]
     ids = load_tokenizer(resolve_model("smollm2"))(text)["input_ids"]
-    blocks = (ids[start : start + BLOCK_TOKENS] for start in range(0, count * BLOCK_TOKENS, BLOCK_TOKENS))
+    blocks = (ids[start : start + tokens] for start in range(0, count * tokens, tokens))
     return InMemory(tuple(whole_sample(np.array(block, dtype=np.uint32)) for block in blocks))

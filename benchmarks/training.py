@@ -1,7 +1,8 @@
 """How much of a teacher's latency does fetching ahead of the step hide, and how near to plain training does one come?
 
 For the first the teacher's answers are made beforehand: what is waited for is the latency alone, and it takes no
-processor time. For the second see `_offline_training` (from a store) and `_remote_training` (from a live teacher).
+processor time. For the second see `_offline_training` (from a store), `_remote_training` (from a live teacher) and
+`_many_workers` (more workers than one).
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from statistics import mean
 from typing import Any, cast
 
+from benchmarks._many_workers import measure_workers
 from benchmarks._offline_training import measure_offline
 from benchmarks._remote_training import measure_live
 from benchmarks._result import Result, Value
@@ -33,9 +35,9 @@ def measure(quick: bool) -> Result:
     step with it) / (step without prefetch - step with the teacher at hand), of the median steps in each contestant's
     best round; it holds the cost of fetching too, and the machine's noise. `offline_over_plain`: tokens a second from a
     store over those of training on cross-entropy alone, with no teacher. `remote_over_plain`, `same_box_over_sum`: see
-    `_remote_training.measure_live`.
+    `_remote_training.measure_live`; `two_workers_over_one`: see `_many_workers.measure_workers`.
     """
-    rounds, steps = (2, 8) if quick else (7, 24)
+    rounds, steps = (2, 4) if quick else (7, 24)
     samples = random_samples(SAMPLES, BLOCK, VOCABULARY)
     asking = Asking(ENCODING, 1.0, VOCABULARY, "")
     questions = asking.request(samples.samples).sequences
@@ -64,13 +66,16 @@ def measure(quick: bool) -> Result:
     at_hand, exposed, hidden = (min(one.step_seconds for one in runs) for runs in measured.values())
     offline_rows, offline_over_plain = measure_offline(quick)
     live_rows, live_figures = measure_live(quick)
+    worker_rows, two_over_one = measure_workers(quick)
     figures = {
         "latency_hidden": 1 - hidden_wait / exposed_wait,
         "hidden_by_step_time": (exposed - hidden) / (exposed - at_hand),
         "offline_over_plain": offline_over_plain,
         **live_figures,
     }
-    return Result("training", rounds, [*rows, *offline_rows, *live_rows], figures)
+    if two_over_one is not None:
+        figures["two_workers_over_one"] = two_over_one
+    return Result("training", rounds, [*rows, *offline_rows, *live_rows, *worker_rows], figures)
 
 
 def _train(
