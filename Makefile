@@ -72,8 +72,9 @@ proto-check: $(BUF) proto  ## Lint the .proto, and fail when the stubs in the re
 	@git diff --exit-code --stat -- stillhouse/teacher && test -z "$$(git status --porcelain -- stillhouse/teacher)" \
 		|| { echo "The stubs differ from proto/: run 'make proto' and commit." >&2; exit 1; }
 
-bench: $(VENV)/.dev  ## Run every benchmark.
-	$(BIN)/python -m benchmarks run all $(ARGS)
+bench: $(VENV)/.dev  ## Run every benchmark, and write docs/performance.md of what they say.
+	$(BIN)/python -m benchmarks run all --results benchmarks/results $(ARGS)
+	$(BIN)/python -m benchmarks page
 
 # The other losses in a venv of their own: what they need is none of ours.
 $(PEERS)/.installed: pyproject.toml constraints.txt benchmarks/peers/requirements.txt

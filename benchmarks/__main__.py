@@ -1,19 +1,22 @@
-"""`python -m benchmarks list` and `python -m benchmarks run NAME|all [--quick] [--json FILE]`."""
+"""`python -m benchmarks list`, `run NAME|all [--quick] [--json FILE] [--results FOLDER]`, and `page`."""
 
 from __future__ import annotations
 
 import ast
 import importlib
 import json
+import time
+import traceback
 from itertools import groupby
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from benchmarks._result import Result
+from benchmarks.report.results import MissingResultError, Results, save
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False)
 FOLDER = Path(__file__).parent
@@ -41,25 +44,58 @@ def run_benchmarks(
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write the result there; with `all`, a list of results.")
     ] = None,
+    results_folder: Annotated[
+        Path | None, typer.Option("--results", help="Write each result into this folder as soon as it is there.")
+    ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of torch; by default its own choice.")] = None,
 ) -> None:
-    """Run one benchmark, or all of them."""
+    """Run one benchmark, or all of them; of all, one that fails leaves the others to go on."""
     known = questions()
     if name != "all" and name not in known:
-        typer.echo(f"benchmarks: there is no benchmark {name!r}; there are: {', '.join(known)}", err=True)
-        raise typer.Exit(2)
+        _refuse(f"there is no benchmark {name!r}; there are: {', '.join(known)}")
+    if quick and results_folder is not None:
+        _refuse("--quick measures nothing, and --results are for the page: leave one of them out")
     if threads is not None:
         import torch
 
         torch.set_num_threads(threads)
-    results = []
+    results, failed = [], []
     for chosen in known if name == "all" else [name]:
-        result: Result = importlib.import_module(f"benchmarks.{chosen}").measure(quick)
+        began = time.monotonic()
+        try:
+            result: Result = importlib.import_module(f"benchmarks.{chosen}").measure(quick)
+        except Exception:
+            if name != "all":
+                raise
+            traceback.print_exc()
+            failed.append(chosen)
+            continue
         results.append(result.to_json())
         show(result)
+        typer.echo(f"({time.monotonic() - began:.0f} s)\n")
+        if results_folder is not None:
+            save(result, results_folder)
     if json_file is not None:
         content = results if name == "all" else results[0]
         json_file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    if failed:
+        _refuse(f"failed: {', '.join(failed)}", exit_code=1)
+
+
+@app.command("page")
+def write_the_page() -> None:
+    """Write docs/performance.md and its pictures from benchmarks/results."""
+    from benchmarks.report.page import write_page
+
+    try:
+        write_page(Results())
+    except MissingResultError as error:
+        _refuse(str(error))
+
+
+def _refuse(message: str, *, exit_code: int = 2) -> NoReturn:
+    typer.echo(f"benchmarks: {message}", err=True)
+    raise typer.Exit(exit_code)
 
 
 def show(result: Result) -> None:

@@ -16,6 +16,7 @@ from benchmarks._result import Value
 from benchmarks._training_loop import Trained, step_ratio, training_row
 from student_worker.elastic.lighthouse import Lighthouse
 
+NAMES = {1: "one worker, a core", 2: "two workers, a core each"}
 WORKER_SECONDS = 600.0
 """Far more than the slowest takes; a worker that hangs must not hang the benchmark."""
 
@@ -40,7 +41,7 @@ def measure_workers(quick: bool) -> tuple[list[dict[str, Value]], float | None]:
         count: [Trained(one["step_seconds"], one["phases"], count) for one in runs] for count, runs in measured.items()
     }
     tokens = measured[1][0]["tokens"]
-    rows = [training_row(f"{count} worker(s), a core each", runs, tokens) for count, runs in trained.items()]
+    rows = [training_row(NAMES[count], runs, tokens) for count, runs in trained.items()]
     return rows, step_ratio(*trained.values())
 
 

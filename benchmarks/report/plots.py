@@ -1,0 +1,90 @@
+"""The page's pictures, as SVG: text stays text, and equal results give equal bytes."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+from benchmarks._result import Value
+from benchmarks._step_phases import PHASES
+from benchmarks.report.results import Results
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+OURS: Final = "#b5651d"
+THEIRS: Final = "#4a6572"
+LIMIT: Final = "#a9b3b8"
+PHASE_COLOURS: Final = ("#c0392b", "#4a6572", "#b5651d", "#7f98a5", "#6b8e4e", "#8e6bb5", "#d9a441", "#c9ced1")
+BAR_INCHES: Final = 0.34
+
+
+def kernel(results: Results) -> str:
+    """Milliseconds of loss and gradient, each contestant's least."""
+    rows = results.rows("kd_kernel", setting="dense, T=2, alpha=0.5")
+
+    def draw(axes: Axes) -> None:
+        _bars(axes, rows, "contestant", "min_ms")
+        axes.set_xlabel("ms, log scale, least of all rounds")
+        axes.set_xscale("log")
+
+    return _picture("Loss and gradient of [512, 49152]", len(rows), [draw])
+
+
+def step(results: Results) -> str:
+    """Where each millisecond of a step goes."""
+    rows = [row for row in results.of("training").rows if "forward_ms" in row]
+
+    def draw(axes: Axes) -> None:
+        names = [str(row["teacher"]) for row in rows][::-1]
+        left = [0.0] * len(rows)
+        for phase, colour in zip(PHASES, PHASE_COLOURS, strict=True):
+            # A clock's rounding must not push a bar back.
+            widths = [max(0.0, float(row[f"{phase}_ms"] or 0.0)) for row in rows][::-1]
+            axes.barh(names, widths, left=left, color=colour, label=phase.replace("_", " "))
+            left = [start + width for start, width in zip(left, widths, strict=True)]
+        axes.set_xlabel("ms of the quickest run's mean step")
+        axes.legend(frameon=False, ncols=4, loc="lower center", bbox_to_anchor=(0.4, 1.0), fontsize=9)
+
+    return _picture("", len(rows) + 2, [draw])
+
+
+PLOTS: Final[dict[str, Callable[[Results], str]]] = {"kernel": kernel, "step": step}
+"""By the name of its file."""
+
+
+def _bars(axes: Axes, rows: Sequence[dict[str, Value]], name: str, value: str) -> None:
+    names = [str(row[name]) for row in rows][::-1]
+    values = [float(row[value] or 0.0) for row in rows][::-1]
+    axes.barh(names, values, color=[_colour(each) for each in names])
+    axes.bar_label(axes.containers[0], fmt="{:,.4g}", padding=3, fontsize=9)  # type: ignore[arg-type]  # bars, as made above
+    axes.margins(x=0.15)
+
+
+def _colour(name: str) -> str:
+    if name.startswith("stillhouse"):
+        return OURS
+    return LIMIT if name.startswith(("memory pass", "raw", "bare")) else THEIRS
+
+
+def _picture(title: str, bars: int, draws: Sequence[Callable[[Any], None]]) -> str:
+    import matplotlib as mpl
+
+    mpl.use("svg")
+    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "stillhouse", "font.size": 10}):
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(7.5, 1.0 + BAR_INCHES * bars), layout="constrained")
+        for number, draw in enumerate(draws):
+            axes = figure.add_subplot(1, len(draws), number + 1)
+            axes.spines[["top", "right"]].set_visible(False)
+            axes.grid(axis="x", alpha=0.25)
+            axes.set_axisbelow(True)
+            draw(axes)
+        if title:
+            figure.suptitle(title, fontsize=11, x=0.02, ha="left")
+        out = io.StringIO()
+        # On white, whatever the page's own ground: its text is dark.
+        figure.savefig(out, format="svg", facecolor="white", metadata={"Date": None, "Creator": None})
+    return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
