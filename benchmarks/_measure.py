@@ -29,13 +29,15 @@ class Timing:
         }
 
 
-def interleave(contestants: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, Timing]:
+def interleave(
+    contestants: Mapping[str, Callable[[], object]], rounds: int, *, warm_up_rounds: int = WARM_UP_ROUNDS
+) -> dict[str, Timing]:
     """Return the timing of each contestant over `rounds` rounds, after a warm-up that counts for none."""
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
-    for number in range(WARM_UP_ROUNDS + rounds):
+    for number in range(warm_up_rounds + rounds):
         for name, run in contestants.items():
             elapsed = seconds_of(run)
-            if number >= WARM_UP_ROUNDS:
+            if number >= warm_up_rounds:
                 seconds[name].append(elapsed)
     return {name: Timing(min(times), statistics.median(times), max(times)) for name, times in seconds.items()}
 

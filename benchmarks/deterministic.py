@@ -49,14 +49,14 @@ def measure(quick: bool) -> Result:
     for mode, pass_tokens in MODES.items():
         backend = TransformersBackend(model, name="smollm2", pass_tokens=pass_tokens)
         computers[mode] = (backend, BatchComputer(backend, Metrics(), head_chunk_rows=_setting("head_chunk_rows")))
-    rounds = 1 if quick else 5
+    rounds = 1 if quick else 3
     table: list[dict[str, Value]] = []
     figures: dict[str, float] = {}
     for mix, lengths in MIXES.items():
         chosen = [min(length, QUICK_TOKENS) for length in lengths[::6]] if quick else lengths
         sequences = [_sequence(ids, index, length, All()) for index, length in enumerate(chosen)]
         contestants = {mode: partial(_answer, *parts, sequences) for mode, parts in computers.items()}
-        timings = interleave(contestants, rounds)
+        timings = interleave(contestants, rounds, warm_up_rounds=1)
         speeds = {mode: sum(chosen) / timing.minimum for mode, timing in timings.items()}
         for mode, timing in timings.items():
             table.append(_row(mix, mode, sum(chosen), timing))

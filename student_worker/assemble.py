@@ -93,9 +93,8 @@ def warm_up(recipe: Recipe, ready: Ready) -> None:
     shard = -(-recipe.global_batch_size // recipe.micro_shards)
     size = min(shard, recipe.per_device_train_batch_size or shard)
     ready.student.warm_up(size, ready.corpus.train.block_size, autocast=recipe.precision == "bfloat16")
-    if ready.student.device.type == "cpu":
-        asks = recipe.alpha < 1
-        compile_ahead(ready.asking.encoding if asks else None, recipe.temperature if asks else 1.0)
+    encoding, temperature = (ready.asking.encoding, recipe.temperature) if recipe.alpha < 1 else (None, 1.0)
+    compile_ahead(ready.student.device, encoding, temperature)
 
 
 def make_prefetcher(recipe: Recipe, ready: Ready, answering: Answering, stopping: threading.Event) -> Prefetcher:

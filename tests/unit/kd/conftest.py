@@ -2,24 +2,36 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from stillhouse.kd import kernels
 
+# Programs for a GPU are run by numpy: read when triton is imported, and again at each of its programs.
+os.environ["TRITON_INTERPRET"] = "1"
+
 Reference = Callable[..., tuple[float, Tensor]]
 
 
-@pytest.fixture(scope="module", params=["compiled", "chunks"])
+@pytest.fixture(scope="module", params=["compiled", "triton", "chunks"])
 def each_kernel(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Run a module's tests with the compiled kernel, and again with what stands in for it where numba is missing."""
+    """Run a module's tests with each kernel that there is: numba's, Triton's in its interpreter, and the row chunks."""
     if request.param == "compiled" and not kernels.is_compiled():
         pytest.skip("NOT TESTED: the compiled kernel; numba is not installed")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kernels, "is_compiled", lambda: request.param == "compiled")
+    if request.param == "triton" and importlib.util.find_spec("triton") is None:
+        pytest.skip("NOT TESTED: the kernel for a GPU; triton is not installed")
+    name = {"chunks": "row chunks"}.get(request.param, request.param)
+    # numpy speaks of a difference of infinities, where a GPU says nothing.
+    quiet = np.errstate(all="ignore") if name == "triton" else nullcontext()
+    with pytest.MonkeyPatch.context() as patch, quiet:
+        patch.setattr(kernels, "chosen", lambda _device: name)
         yield request.param
 
 

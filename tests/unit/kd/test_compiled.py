@@ -224,7 +224,7 @@ def test_what_cannot_be_compiled_is_computed_by_row_chunks() -> None:
     assert isinstance(kernels.make_kernel(9, dtype=torch.float32, device=cpu, **options), CompiledKernel)
     assert isinstance(kernels.make_kernel(9, dtype=torch.float64, device=cpu, **options), RowKernel)
     assert isinstance(kernels.make_kernel(9, dtype=torch.float32, device=torch.device("meta"), **options), RowKernel)
-    assert kernels.kernel_name(torch.device("cuda")) == "row chunks"
+    assert kernels.kernel_name(torch.device("meta")) == "row chunks"
     assert kernels.kernel_name(cpu).startswith("compiled (numba ")
 
 
@@ -233,7 +233,7 @@ def test_what_cannot_be_compiled_is_computed_by_row_chunks() -> None:
 def test_what_was_compiled_ahead_is_what_the_loss_takes(
     monkeypatch: pytest.MonkeyPatch, encoding: Encoding | None, temperature: float
 ) -> None:
-    kernels.compile_ahead(encoding, temperature)
+    kernels.compile_ahead(torch.device("cpu"), encoding, temperature)
     monkeypatch.setattr(compiled_rows, "over_rows", lambda _: pytest.fail("compiled anew"))
     monkeypatch.setattr("stillhouse.kd.compiled.top_k.over_rows", lambda _: pytest.fail("compiled anew"))
     dense = encoding is None or isinstance(encoding, Dense | Hidden)
