@@ -11,13 +11,13 @@ from benchmarks._cluster_parts import Cluster
 from student_worker.elastic.sum_costs import sum_traffic_bytes
 
 RESOURCES = (
-    "teacher's model",
-    "teacher's process",
-    "teacher's network",
+    "teacher_model",
+    "teacher_process",
+    "teacher_network",
     "redis",
-    "redis' network",
-    "student's compute",
-    "student's network",
+    "redis_network",
+    "student_compute",
+    "student_network",
 )
 
 
@@ -40,22 +40,22 @@ def demands(cluster: Cluster) -> dict[str, float]:
     student_tokens = shards * cluster.shard_tokens
     process = requests * service.request_seconds + sequences * service.sequence_seconds
     return {
-        "teacher's model": (computed * tokens * token_seconds + batches * service.batch_seconds) / cluster.teachers,
-        "teacher's process": (process + answer_bytes / service.process_bytes_s) / cluster.teachers,
-        "teacher's network": answer_bytes / cluster.teacher_bytes_s / cluster.teachers,
+        "teacher_model": (computed * tokens * token_seconds + batches * service.batch_seconds) / cluster.teachers,
+        "teacher_process": (process + answer_bytes / service.process_bytes_s) / cluster.teachers,
+        "teacher_network": answer_bytes / cluster.teacher_bytes_s / cluster.teachers,
         # What is remembered is read, and what is not yet is written: each answer passes once, this way or that.
         "redis": sequences * redis.value_seconds + answer_bytes / redis.bytes_s if redis else 0.0,
-        "redis' network": max(cluster.hits, computed) * answer_bytes / cluster.redis_bytes_s if redis else 0.0,
-        "student's compute": student_tokens * (cluster.student.token_seconds + form.decode_seconds)
+        "redis_network": max(cluster.hits, computed) * answer_bytes / cluster.redis_bytes_s if redis else 0.0,
+        "student_compute": student_tokens * (cluster.student.token_seconds + form.decode_seconds)
         + cluster.student.step_seconds
         + (cluster.save_seconds / cluster.save_steps if cluster.save_steps else 0.0),
-        "student's network": student_tokens * form.bytes_per_position / cluster.student_bytes_s + sum_seconds,
+        "student_network": student_tokens * form.bytes_per_position / cluster.student_bytes_s + sum_seconds,
     }
 
 
 def chain_seconds(cluster: Cluster) -> float:
     """Return what a student's own step takes with all answers there: it computes, then sums, one after the other."""
-    return demands(cluster)["student's compute"] + sum_bytes(cluster) / cluster.student_bytes_s
+    return demands(cluster)["student_compute"] + sum_bytes(cluster) / cluster.student_bytes_s
 
 
 def least_step_seconds(cluster: Cluster) -> float:

@@ -28,7 +28,7 @@ class Client:
     cluster: Cluster
     teachers: SequenceOf[Teacher]
     random: Random
-    max_attempts: int = patience.CLIENT_ATTEMPTS
+    max_attempts: int
     receiving: Line = field(init=False)
 
     def __post_init__(self) -> None:
@@ -88,6 +88,7 @@ class Gang:
 
     def __post_init__(self) -> None:
         self.quorum, self.sum, self.vote = (Meeting(self.env, self.cluster.students) for _ in range(3))
+        self.sum_seconds = sum_bytes(self.cluster) / self.cluster.student_bytes_s
         self.ended_at: list[float] = []
 
 
@@ -130,7 +131,6 @@ class Student:
     def _train(self) -> Events:
         cluster, gang = self._cluster, self._gang
         shard_seconds = cluster.shard_tokens * (cluster.student.token_seconds + cluster.form.decode_seconds)
-        sum_seconds = sum_bytes(cluster) / cluster.student_bytes_s
         for step in range(gang.num_steps):
             began = self._env.now
             if self._shards:
@@ -141,7 +141,7 @@ class Student:
             self.computed_seconds += seconds
             yield self._env.timeout(seconds)
             yield gang.sum.join()
-            yield self._env.timeout(self._client.receiving.ends_after(sum_seconds))
+            yield self._env.timeout(self._client.receiving.ends_after(gang.sum_seconds))
             yield gang.vote.join()
             if self._rank == 0:
                 gang.ended_at.append(self._env.now)

@@ -17,6 +17,7 @@ from benchmarks._cluster_callers import Client, Gang, Student, keep_asking
 from benchmarks._cluster_clock import Line
 from benchmarks._cluster_parts import Cluster
 from benchmarks._cluster_teacher import SharedRedis, Teacher
+from stillhouse.patience import CLIENT_ATTEMPTS
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +41,7 @@ class Outcome:
     """The mean time that a call is inside a teacher."""
     calls_s: float
     computed: int
+    """Sequences that went through the models, in the measured time."""
     late: int
     """Exchanges with Redis that it did not answer in the time that a teacher gives it."""
     asked: int
@@ -66,10 +68,18 @@ def simulate_training(cluster: Cluster, *, steps: int, warm_up: int, seed: int =
     return _outcome(world, clients, before, after, steps)
 
 
-def simulate_callers(cluster: Cluster, callers: int, *, seconds: float, warm_up: float, seed: int = 0) -> Outcome:
+def simulate_callers(
+    cluster: Cluster,
+    callers: int,
+    *,
+    seconds: float,
+    warm_up: float,
+    seed: int = 0,
+    max_attempts: int = CLIENT_ATTEMPTS,
+) -> Outcome:
     """Let so many callers, who do nothing else, ask one micro-shard's question after the other."""
     world = _World(cluster, seed)
-    clients = [world.client() for _ in range(callers)]
+    clients = [world.client(max_attempts) for _ in range(callers)]
     for client in clients:
         world.env.process(keep_asking(client))
     with patch("teacher_service.capacity.random", world.random):
@@ -87,12 +97,12 @@ class _World:
         self.random = Random(seed)  # noqa: S311 - a simulation, nothing to guard
         self.redis: SharedRedis | None = None
         if cluster.redis is not None and cluster.is_remembered:
-            lines = (Line(self.env) for _ in range(3))
-            self.redis = SharedRedis(cluster.redis, *lines, cluster.redis_bytes_s)
+            process, sending, receiving = (Line(self.env) for _ in range(3))
+            self.redis = SharedRedis(cluster.redis, process, sending, receiving, cluster.redis_bytes_s)
         self.teachers = [Teacher(self.env, cluster, self.redis, self.random) for _ in range(cluster.teachers)]
 
-    def client(self) -> Client:
-        return Client(self.env, self.cluster, self.teachers, self.random)
+    def client(self, max_attempts: int = CLIENT_ATTEMPTS) -> Client:
+        return Client(self.env, self.cluster, self.teachers, self.random, max_attempts)
 
 
 class _Count:
@@ -125,20 +135,19 @@ def _mean(values: SequenceOf[float]) -> float:
 
 def _outcome(world: _World, clients: SequenceOf[Client], before: _Count, after: _Count, steps: int) -> Outcome:
     seconds = after.now - before.now
+    # Not steps: what was fetched ahead before the window may still be trained on in it.
     questions, calls = after.answered - before.answered, after.left - before.left
-    # A step's questions may be asked before the steps that are counted, so of training the steps are what is counted.
-    tokens = steps * world.cluster.step_tokens if steps else questions * world.cluster.shard_tokens
     return Outcome(
         seconds=seconds,
         steps=steps,
-        questions_s=tokens / world.cluster.shard_tokens / seconds,
-        tokens_s=tokens / seconds,
+        questions_s=questions / seconds,
+        tokens_s=questions * world.cluster.shard_tokens / seconds,
         utilisation={name: (after.busy[name] - before.busy[name]) / seconds for name in RESOURCES},
         waiting=(after.waited - before.waited) / seconds,
         in_service=(after.area - before.area) / seconds,
         service_seconds=(after.stayed - before.stayed) / max(calls, 1),
         calls_s=calls / seconds,
-        computed=after.computed,
+        computed=after.computed - before.computed,
         late=sum(teacher.late for teacher in world.teachers),
         asked=sum(client.asked.came for client in clients),
         answered=sum(client.asked.left for client in clients),

@@ -18,6 +18,7 @@ from torch import Tensor
 from benchmarks._cost_model import (
     FLOAT_BYTES,
     KERNEL_PASS_FLOATS,
+    Form,
     Machine,
     Shape,
     forward_seconds,
@@ -30,7 +31,7 @@ from benchmarks._measure import interleave
 from benchmarks._training_loop import small_llama
 from stillhouse.codec import decode_payload, encode_payload
 from stillhouse.encode import encode_hidden, encode_logits
-from stillhouse.encodings import Dense, Encoding, Hidden, Sampled, TopK
+from stillhouse.encodings import Dense, Hidden, Sampled, TopK
 from stillhouse.kd import kd_loss_and_gradient
 from stillhouse.payloads import DenseLogits, HiddenStates, Payload, SampledCounts, TopKLogits
 from stillhouse.request import All, Sequence
@@ -43,7 +44,7 @@ LENGTHS = (64, 128, 256, 512, 1024)
 BATCHES = (1, 2, 4, 8, 16)
 BATCH_TOKENS = 64
 HIDDEN = 512
-ENCODINGS: dict[str, Encoding] = {
+ENCODINGS: dict[str, Form] = {
     "dense:f32": Dense("float32"),
     "dense:bf16": Dense("bfloat16"),
     "hidden:bf16": Hidden("bfloat16"),
@@ -53,8 +54,8 @@ ENCODINGS: dict[str, Encoding] = {
 HEAD_ROWS = 256
 """As many as the service lets through its head at once (`head_chunk_rows`)."""
 DENSE_ROWS, OTHER_ROWS = 16, 64
-"""Positions of an answer, whatever V: enough to hide what each answer takes, and of dense ones so few that none asks the
-system for fresh pages, which cost more than what is written there."""
+"""Positions of an answer, whatever V: enough to hide what each answer takes, and of dense ones so few that none asks
+the system for fresh pages, which cost more than what is written there."""
 TEMPERATURE, ALPHA = 2.0, 0.5
 # In a core's caches, and far outside of them.
 _CACHED_FLOATS, _PASS_FLOATS = 2**14, 2**24
@@ -82,7 +83,7 @@ def compute_points(quick: bool) -> tuple[list[Point], Machine]:
         forwards = _Forward(quick)
         for kernel in kernels.values():
             kernel.check()
-        contestants = {**constants, **kernels, **forwards.contestants()}
+        contestants: dict[str, Callable[[], object]] = {**constants, **kernels, **forwards.contestants()}
         least = {name: timing.minimum for name, timing in interleave(contestants, rounds).items()}
         machine = Machine(
             pass_bytes_s=KERNEL_PASS_FLOATS * FLOAT_BYTES * (2**18 if quick else _PASS_FLOATS) / least["memory pass"],
@@ -151,7 +152,8 @@ class _Forward:
 
     def __init__(self, quick: bool) -> None:
         self._vocabularies = VOCABULARIES[:2] if quick else VOCABULARIES[:5]
-        self._lengths, self._batches = (LENGTHS[:2], BATCHES[:2]) if quick else (LENGTHS, BATCHES)
+        self._lengths = LENGTHS[:2] if quick else LENGTHS
+        self._batches = BATCHES[:2] if quick else BATCHES
         layers = 2 if quick else 4
         student = small_llama(4096, hidden=HIDDEN, layers=layers)
         self._model: Any = cast("Any", student.module).model.eval()
@@ -196,8 +198,7 @@ class _Forward:
 class _Coded:
     payload: Payload
     data: bytes
-    encode: Callable[[], bytes]
-    decode: Callable[[], Payload]
+    encode: Callable[[], Payload]
 
 
 def _encoding_points(vocabularies: tuple[int, ...], rounds: int) -> Iterator[Point]:
@@ -205,15 +206,19 @@ def _encoding_points(vocabularies: tuple[int, ...], rounds: int) -> Iterator[Poi
     contestants: dict[str, Callable[[], object]] = {}
     for (name, v), one in coded.items():
         _check_same(one)
-        contestants |= {f"encode {name} {v}": one.encode, f"decode {name} {v}": one.decode}
+        contestants |= {
+            f"encode {name} {v}": one.encode,
+            f"code {name} {v}": partial(encode_payload, one.payload),
+            f"decode {name} {v}": partial(decode_payload, one.data),
+        }
     least = {name: timing.minimum for name, timing in interleave(contestants, rounds).items()}
     for (name, v), one in coded.items():
         rows, encoding = one.payload.num_positions, ENCODINGS[name]
         distinct = len(one.payload.token_ids) / rows if isinstance(one.payload, SampledCounts) else None
         foretold = payload_bytes(encoding, rows, vocabulary=v, hidden=HIDDEN, distinct=distinct)
         yield Point(f"bytes, {name}", "V", v, len(one.data) / rows, foretold / rows, "bytes/position", "formula")
-        for what in ("encode", "decode"):
-            # To encode is to look at every id, but for hidden states; to decode only where every id travels.
+        for what in ("encode", "code", "decode"):
+            # To encode is to look at every id, but for hidden states; to code only where every id travels.
             grows = isinstance(encoding, Dense) or (what == "encode" and not isinstance(encoding, Hidden))
             fitted = 1e6 * least[f"{what} {name} {FITTED_VOCABULARY}"] / rows
             predicted = fitted * v / FITTED_VOCABULARY if grows else fitted
@@ -222,7 +227,7 @@ def _encoding_points(vocabularies: tuple[int, ...], rounds: int) -> Iterator[Poi
             yield Point(f"{what}, {name}", "V", v, measured, predicted, "us/position", known)
 
 
-def _code(encoding: Encoding, vocabulary: int) -> _Coded:
+def _code(encoding: Form, vocabulary: int) -> _Coded:
     """Return an answer of logits as steep as a real teacher's: p falls with the rank, and frequent ids lie anywhere."""
     rows = DENSE_ROWS if isinstance(encoding, Dense) else OTHER_ROWS
     generator = torch.Generator().manual_seed(vocabulary)
@@ -240,14 +245,13 @@ def _code(encoding: Encoding, vocabulary: int) -> _Coded:
             return encode_logits([logits], encoding, sequence=asked, temperature=1.0, vocabulary_size=vocabulary)
 
     payload = make()
-    data = encode_payload(payload)
-    return _Coded(payload, data, lambda: encode_payload(make()), lambda: decode_payload(data))
+    return _Coded(payload, encode_payload(payload), make)
 
 
 def _check_same(coded: _Coded) -> None:
-    """See that the bytes hold what was encoded, and again what they held."""
-    assert coded.encode() == coded.data
-    for one, other in zip(_tensors(coded.payload), _tensors(coded.decode()), strict=True):
+    """See that the bytes are the same again, and hold what was encoded."""
+    assert encode_payload(coded.encode()) == coded.data
+    for one, other in zip(_tensors(coded.payload), _tensors(decode_payload(coded.data)), strict=True):
         assert torch.equal(one, other)
 
 

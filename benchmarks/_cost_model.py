@@ -9,11 +9,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from stillhouse.encodings import Candidates, Dense, Encoding, Hidden, Sampled, TopK
+from stillhouse.encodings import Dense, Hidden, Sampled, TopK
 from stillhouse.payload_header import HEADER_BYTES
 
 FLOAT_BYTES = 4
 _VALUE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+
+Form = Dense | Hidden | TopK | Sampled
+"""The forms that a student trains on; of candidates the bytes follow from what each caller names."""
 
 KERNEL_PASS_FLOATS = 3
 """Of each entry of V the loss reads both sides' logits and writes a gradient."""
@@ -25,10 +28,14 @@ STATISTICS_BYTES = 16
 """Of a top-k answer, for each position: log-normaliser and tail, at 1 and at T."""
 
 LAYER_FLOATS = 73
-"""What a layer reads and writes beside its matmuls, in hidden widths for each token, counted in transformers' Llama with
-as many heads for keys as for queries: two norms of five passes 20, the rotation of queries and keys 26, the gate, three
-hidden widths wide, 6 and its product 9, two residual additions 6, attention's operands and result 4, a transposition
-2."""
+"""What a layer reads and writes beside its matmuls, in hidden widths for each token, counted in transformers' Llama
+with as many heads for keys as for queries: two norms of five passes 20, the rotation of queries and keys 26, the gate,
+three hidden widths wide, 6 and its product 9, two residual additions 6, attention's operands and result 4, a
+transposition 2."""
+
+SUM_PASS_FLOATS = 7
+"""Of each entry the exact sum reads and writes one to cut, reads two and writes one to add, reads and writes one to
+join."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,12 +72,12 @@ def kernel_seconds(machine: Machine, rows: int, vocabulary: int) -> float:
 
 
 def payload_bytes(
-    encoding: Encoding, rows: int, *, vocabulary: int, hidden: int = 0, distinct: float | None = None
+    encoding: Form, rows: int, *, vocabulary: int, hidden: int = 0, distinct: float | None = None
 ) -> float:
     """Return the bytes of an answer to so many positions, header included.
 
     Args:
-        encoding: the form; of CANDIDATES the ids stand once for all positions.
+        encoding: the form.
         rows: positions.
         vocabulary: V.
         hidden: D, for HIDDEN.
@@ -84,8 +91,6 @@ def payload_bytes(
             row = float(_VALUE_BYTES[value_type] * hidden)
         case TopK(k, value_type):
             row = STATISTICS_BYTES + k * (FLOAT_BYTES + _VALUE_BYTES[value_type])
-        case Candidates(ids, value_type):
-            return HEADER_BYTES + FLOAT_BYTES * len(ids) + rows * (STATISTICS_BYTES + len(ids) * _VALUE_BYTES[value_type])
         case Sampled(draws):
             if distinct is None:
                 raise ValueError("distinct must be given for SAMPLED: its bytes depend on how many ids are drawn")
@@ -119,19 +124,27 @@ def head_seconds(machine: Machine, rows: int, hidden: int, vocabulary: int) -> f
 
 
 def requests_s(
-    clients: int, *, alone_seconds: float, batch_seconds: float, batch: int, request_seconds: float
+    clients: int,
+    *,
+    alone_seconds: float,
+    request_seconds: float,
+    batch: int,
+    full_batch_seconds: float,
 ) -> float:
-    """Return the requests a second of callers who each ask again once answered: the asymptotic bounds.
+    """Return the requests a second of callers who each ask again once answered.
+
+    Callers that fit into one batch go through the model together, where it waits for them, and through all else one
+    after the other; more of them wait for the model, or for the busiest core.
 
     Args:
         clients: N.
         alone_seconds: what a request takes while nobody else asks, the model included.
-        batch_seconds: what the model takes for a batch, however full.
-        batch: how many requests fit into one.
         request_seconds: what a request takes of the busiest core.
+        batch: how many requests fit into one.
+        full_batch_seconds: what the model's thread takes for as many.
     """
-    model = batch / batch_seconds if batch_seconds else math.inf
-    return min(clients / alone_seconds, model, 1 / request_seconds)
+    together = clients / (alone_seconds + (clients - 1) * request_seconds)
+    return min(together, batch / full_batch_seconds, 1 / request_seconds)
 
 
 def answer_seconds(num_bytes: float, *, request_seconds: float, bytes_s: float) -> float:
@@ -139,9 +152,17 @@ def answer_seconds(num_bytes: float, *, request_seconds: float, bytes_s: float) 
     return request_seconds + num_bytes / bytes_s
 
 
-def sum_seconds(traffic_bytes: float, workers: int, *, cores: int, bytes_s: float) -> float:
-    """Return the seconds of a sum among workers on one host, each with a thread; `bytes_s` is of one with a core."""
-    return traffic_bytes / bytes_s * _crowding(workers, cores)
+def sum_seconds(
+    machine: Machine, elements: int, traffic_bytes: float, workers: int, *, cores: int, bytes_s: float
+) -> float:
+    """Return the seconds of the exact sum among workers on one host, each with a thread.
+
+    `bytes_s` is what a worker with a core of its own sends in a plain all-reduce, which is all that two workers do;
+    more of them also cut their gradients, add what they get, and join what is finished.
+    """
+    passes = SUM_PASS_FLOATS if workers > 2 else 0
+    moved = passes * FLOAT_BYTES * elements / machine.pass_bytes_s
+    return (traffic_bytes / bytes_s + moved) * _crowding(workers, cores)
 
 
 def step_seconds(
