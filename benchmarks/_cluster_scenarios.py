@@ -8,9 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from benchmarks import _cost_model
 from benchmarks._cluster_parts import Cluster, Form, Redis, Service, Worker
-from benchmarks._cost_model import payload_bytes
+from benchmarks._cost_model import TrainingEncoding, payload_bytes
 from stillhouse.encodings import Dense, Hidden, Sampled, TopK
 from stillhouse.payload_header import Header, Kind
 
@@ -72,7 +71,7 @@ class Coding:
     """What one form takes beside its bytes: `passes` of memory over [positions, V] on the device, and of a core."""
 
     name: str
-    encoding: _cost_model.Form
+    encoding: TrainingEncoding
     passes: float
     """`cost`: the time to encode over that of a memory pass of as many floats."""
     code_seconds: float

@@ -18,9 +18,9 @@ from torch import Tensor
 from benchmarks._cost_model import (
     FLOAT_BYTES,
     KERNEL_PASS_FLOATS,
-    Form,
     Machine,
     Shape,
+    TrainingEncoding,
     forward_seconds,
     head_seconds,
     kernel_seconds,
@@ -44,7 +44,7 @@ LENGTHS = (64, 128, 256, 512, 1024)
 BATCHES = (1, 2, 4, 8, 16)
 BATCH_TOKENS = 64
 HIDDEN = 512
-ENCODINGS: dict[str, Form] = {
+ENCODINGS: dict[str, TrainingEncoding] = {
     "dense:f32": Dense("float32"),
     "dense:bf16": Dense("bfloat16"),
     "hidden:bf16": Hidden("bfloat16"),
@@ -227,7 +227,7 @@ def _encoding_points(vocabularies: tuple[int, ...], rounds: int) -> Iterator[Poi
             yield Point(f"{what}, {name}", "V", v, measured, predicted, "us/position", known)
 
 
-def _code(encoding: Form, vocabulary: int) -> _Coded:
+def _code(encoding: TrainingEncoding, vocabulary: int) -> _Coded:
     """Return an answer of logits as steep as a real teacher's: p falls with the rank, and frequent ids lie anywhere."""
     rows = DENSE_ROWS if isinstance(encoding, Dense) else OTHER_ROWS
     generator = torch.Generator().manual_seed(vocabulary)

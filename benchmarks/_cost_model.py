@@ -15,7 +15,7 @@ from stillhouse.payload_header import HEADER_BYTES
 FLOAT_BYTES = 4
 _VALUE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
-Form = Dense | Hidden | TopK | Sampled
+TrainingEncoding = Dense | Hidden | TopK | Sampled
 """The forms that a student trains on; of candidates the bytes follow from what each caller names."""
 
 KERNEL_PASS_FLOATS = 3
@@ -72,7 +72,7 @@ def kernel_seconds(machine: Machine, rows: int, vocabulary: int) -> float:
 
 
 def payload_bytes(
-    encoding: Form, rows: int, *, vocabulary: int, hidden: int = 0, distinct: float | None = None
+    encoding: TrainingEncoding, rows: int, *, vocabulary: int, hidden: int = 0, distinct: float | None = None
 ) -> float:
     """Return the bytes of an answer to so many positions, header included.
 

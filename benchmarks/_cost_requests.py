@@ -115,7 +115,7 @@ def request_points(quick: bool) -> tuple[list[Point], Overheads]:
 
 
 async def _measure(addresses: Mapping[str, str], quick: bool) -> tuple[list[Point], Overheads]:
-    rounds, seconds = (1, 0.3) if quick else (3, 1.0)
+    rounds, warm_ups, seconds = (1, 0, 0.2) if quick else (3, 1, 1.0)
     clients = CLIENTS[:3] if quick else CLIENTS
     rates: dict[tuple[str, int], list[float]] = {}
     times: dict[tuple[str, int], list[float]] = {}
@@ -126,11 +126,11 @@ async def _measure(addresses: Mapping[str, str], quick: bool) -> tuple[list[Poin
         AsyncTeacherClient(addresses["remembers"]) as remembers,
     ):
         callers = {"asleep": Callers(asleep), "idle": Callers(idle)}
-        for number in range(rounds + 1):
+        for number in range(warm_ups + rounds):
             for name, who in callers.items():
                 await who.be_alone()
                 for n in clients:
-                    rates.setdefault((name, n), []).append(await who.rate(n, seconds if number else 0.2))
+                    rates.setdefault((name, n), []).append(await who.rate(n, 0.2 if number < warm_ups else seconds))
             await callers["idle"].be_alone()
             for rows in ANSWER_ROWS:
                 times.setdefault(("rows", rows), []).append(await _answer_seconds(remembers, rows, quick))
@@ -138,8 +138,8 @@ async def _measure(addresses: Mapping[str, str], quick: bool) -> tuple[list[Poin
                 many = Callers(idle, sequences)
                 times.setdefault(("sequences", sequences), []).append(await _mean_seconds(many, 5 if quick else 40))
                 batches += many.model_seconds if sequences == BATCH_SEQUENCES else []
-    rate = {key: statistics.median(values[1:]) for key, values in rates.items()}
-    least = {key: min(values[1:]) for key, values in times.items()}
+    rate = {key: statistics.median(values[warm_ups:]) for key, values in rates.items()}
+    least = {key: min(values[warm_ups:]) for key, values in times.items()}
     return _points(rate, least, statistics.median(batches), clients)
 
 
