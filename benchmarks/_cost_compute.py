@@ -39,7 +39,9 @@ from stillhouse.request import All, Sequence
 Contestants = Mapping[str, Callable[[], object]]
 
 VOCABULARIES = (32_768, 49_152, 65_536, 98_304, 131_072, 196_608, 262_144)
-FITTED_VOCABULARY = 65_536
+WIDTHS = (1024, 2048, 4096, 8192)
+"""Of hidden states, which know nothing of V."""
+FITTED_VOCABULARY, FITTED_WIDTH = 65_536, 4096
 LENGTHS = (64, 128, 256, 512, 1024)
 BATCHES = (1, 2, 4, 8, 16)
 BATCH_TOKENS = 64
@@ -53,7 +55,7 @@ ENCODINGS: dict[str, TrainingEncoding] = {
 }
 HEAD_ROWS = 256
 """As many as the service lets through its head at once (`head_chunk_rows`)."""
-DENSE_ROWS, OTHER_ROWS = 16, 64
+DENSE_ROWS, HIDDEN_ROWS, OTHER_ROWS = 16, 256, 64
 """Positions of an answer, whatever V: enough to hide what each answer takes, and of dense ones so few that none asks
 the system for fresh pages, which cost more than what is written there."""
 TEMPERATURE, ALPHA = 2.0, 0.5
@@ -202,47 +204,56 @@ class _Coded:
 
 
 def _encoding_points(vocabularies: tuple[int, ...], rounds: int) -> Iterator[Point]:
-    coded = {(name, v): _code(encoding, v) for name, encoding in ENCODINGS.items() for v in vocabularies}
+    coded = {
+        (name, size): _code(encoding, size)
+        for name, encoding in ENCODINGS.items()
+        for size in (WIDTHS if isinstance(encoding, Hidden) else vocabularies)
+    }
     contestants: dict[str, Callable[[], object]] = {}
-    for (name, v), one in coded.items():
+    for (name, size), one in coded.items():
         _check_same(one)
         contestants |= {
-            f"encode {name} {v}": one.encode,
-            f"code {name} {v}": partial(encode_payload, one.payload),
-            f"decode {name} {v}": partial(decode_payload, one.data),
+            f"encode {name} {size}": one.encode,
+            f"code {name} {size}": partial(encode_payload, one.payload),
+            f"decode {name} {size}": partial(decode_payload, one.data),
         }
     least = {name: timing.minimum for name, timing in interleave(contestants, rounds).items()}
-    for (name, v), one in coded.items():
+    for (name, size), one in coded.items():
         rows, encoding = one.payload.num_positions, ENCODINGS[name]
+        is_hidden, is_dense = isinstance(encoding, Hidden), isinstance(encoding, Dense)
+        x_name, fitted_at = ("D", FITTED_WIDTH) if is_hidden else ("V", FITTED_VOCABULARY)
         distinct = len(one.payload.token_ids) / rows if isinstance(one.payload, SampledCounts) else None
-        foretold = payload_bytes(encoding, rows, vocabulary=v, hidden=HIDDEN, distinct=distinct)
-        yield Point(f"bytes, {name}", "V", v, len(one.data) / rows, foretold / rows, "bytes/position", "formula")
+        foretold = payload_bytes(encoding, rows, vocabulary=size, hidden=size, distinct=distinct)
+        yield Point(f"bytes, {name}", x_name, size, len(one.data) / rows, foretold / rows, "bytes/position", "formula")
         for what in ("encode", "code", "decode"):
-            # To encode is to look at every id, but for hidden states; to code only where every id travels.
-            grows = isinstance(encoding, Dense) or (what == "encode" and not isinstance(encoding, Hidden))
-            fitted = 1e6 * least[f"{what} {name} {FITTED_VOCABULARY}"] / rows
-            predicted = fitted * v / FITTED_VOCABULARY if grows else fitted
-            known = "fitted" if v == FITTED_VOCABULARY else "point"
-            measured = 1e6 * least[f"{what} {name} {v}"] / rows
-            yield Point(f"{what}, {name}", "V", v, measured, predicted, "us/position", known)
+            # To encode logits is to look at all of them; to code an answer only where all of them travel.
+            grows = is_hidden or is_dense or what == "encode"
+            fitted = 1e6 * least[f"{what} {name} {fitted_at}"] / rows
+            predicted = fitted * size / fitted_at if grows else fitted
+            known = "fitted" if size == fitted_at else "point"
+            measured = 1e6 * least[f"{what} {name} {size}"] / rows
+            yield Point(f"{what}, {name}", x_name, size, measured, predicted, "us/position", known)
 
 
-def _code(encoding: TrainingEncoding, vocabulary: int) -> _Coded:
-    """Return an answer of logits as steep as a real teacher's: p falls with the rank, and frequent ids lie anywhere."""
-    rows = DENSE_ROWS if isinstance(encoding, Dense) else OTHER_ROWS
-    generator = torch.Generator().manual_seed(vocabulary)
+def _code(encoding: TrainingEncoding, size: int) -> _Coded:
+    """Return an answer of hidden states of this width, or of logits of this vocabulary.
+
+    They are as steep as a real teacher's: p falls with the rank, and frequent ids lie anywhere.
+    """
+    rows = {Dense: DENSE_ROWS, Hidden: HIDDEN_ROWS}.get(type(encoding), OTHER_ROWS)
+    generator = torch.Generator().manual_seed(size)
     asked = Sequence(tuple(range(rows)), positions=All())
     if isinstance(encoding, Hidden):
-        states = torch.randn(rows, HIDDEN, generator=generator)
+        states = torch.randn(rows, size, generator=generator)
 
         def make() -> Payload:
             return encode_hidden(states, encoding)
     else:
-        ranked = -1.4 * torch.arange(1.0, vocabulary + 1).log()
-        logits = torch.stack([ranked[torch.randperm(vocabulary, generator=generator)] for _ in range(rows)])
+        ranked = -1.4 * torch.arange(1.0, size + 1).log()
+        logits = torch.stack([ranked[torch.randperm(size, generator=generator)] for _ in range(rows)])
 
         def make() -> Payload:
-            return encode_logits([logits], encoding, sequence=asked, temperature=1.0, vocabulary_size=vocabulary)
+            return encode_logits([logits], encoding, sequence=asked, temperature=1.0, vocabulary_size=size)
 
     payload = make()
     return _Coded(payload, encode_payload(payload), make)

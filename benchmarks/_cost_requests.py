@@ -149,12 +149,13 @@ def _points(
     full_batch_seconds: float,
     clients: tuple[int, ...],
 ) -> tuple[list[Point], Overheads]:
-    most, few, many = clients[-1], SEQUENCES[0], SEQUENCES[-1]
+    few, many = SEQUENCES[0], SEQUENCES[-1]
+    busiest = max(rate["idle", n] for n in clients)
     small, large = (least["rows", rows] for rows in (ANSWER_ROWS[0], ANSWER_ROWS[-1]))
     moved = _answer_bytes(ANSWER_ROWS[-1]) - _answer_bytes(ANSWER_ROWS[0])
     overheads = Overheads(
         alone_seconds=1 / rate["idle", 1],
-        request_seconds=1 / rate["idle", most],
+        request_seconds=1 / busiest,
         sequence_seconds=(least["sequences", many] - least["sequences", few]) / (many - few),
         full_batch_seconds=full_batch_seconds,
         bytes_s=moved / (large - small),
@@ -178,7 +179,8 @@ def _all_points(
                 batch=BATCH_SEQUENCES,
                 full_batch_seconds=seconds + overheads.full_batch_seconds,
             )
-            known = "apart" if seconds else "fitted" if n in (1, clients[-1]) else "point"
+            is_fitted = n == 1 or rate[name, n] == max(rate[name, m] for m in clients)
+            known = "apart" if seconds else "fitted" if is_fitted else "point"
             yield Point(curve, "N", n, rate[name, n], foretold, "requests/s", known)
     fixed = least["rows", ANSWER_ROWS[0]] - _answer_bytes(ANSWER_ROWS[0]) / overheads.bytes_s
     for rows in ANSWER_ROWS:
