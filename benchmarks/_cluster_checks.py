@@ -123,7 +123,7 @@ def service_points(*, quick: bool) -> tuple[list[Point], float]:
 
 
 async def _compare(asleep: str, idle: str, quick: bool) -> tuple[list[Point], float]:
-    rounds, seconds = (1, 1.0) if quick else (2, 2.5)
+    rounds, seconds = (1, 1.0) if quick else (2, 1.8)
     numbers = CALLERS[::3] if quick else CALLERS
     rates: dict[int, list[float]] = {n: [] for n in numbers}
     refusals: dict[int, list[float]] = {n: [] for n in numbers}

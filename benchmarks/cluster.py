@@ -17,6 +17,8 @@ from benchmarks._cluster_simulation import Outcome, simulate_training
 from benchmarks._result import Result, Value
 
 STEPS, WARM_UP = 5, 3
+MIXED_STEPS, MIXED_WARM_UP = 10, 6
+"""Where some is remembered: until as many of the rest wait as ever will, what is remembered runs ahead."""
 LAW_TOLERANCE = 1.1
 """A window has an end in the middle of things; over six steps that is some percent."""
 
@@ -62,7 +64,8 @@ def _simulate(one: Cluster, quick: bool) -> Outcome:
     if quick:
         # A part of the cluster: what comes of it is no figure.
         one = replace(one, students=16, micro_shards=32)
-    return simulate_training(one, steps=STEPS, warm_up=WARM_UP)
+    steps, warm_up = (MIXED_STEPS, MIXED_WARM_UP) if 0 < one.hits < 1 else (STEPS, WARM_UP)
+    return simulate_training(one, steps=steps, warm_up=warm_up)
 
 
 def _students_busy(one: Cluster, outcome: Outcome) -> float:
