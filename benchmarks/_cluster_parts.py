@@ -8,11 +8,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from stillhouse.cutting import MAX_PART_BYTES
 from student_worker.prefetch import REQUESTS_IN_FLIGHT
-from teacher_service.settings import TeacherSettings
-
-PART_BYTES = 512 * 2**20
-"""The most bytes of answers that the client asks for at once (`stillhouse.cutting`)."""
+from student_worker.recipe.schema import Recipe
+from teacher_service.settings import CACHE_TIMEOUT_SECONDS, TeacherSettings
 
 
 def setting(name: str) -> float:
@@ -64,7 +63,7 @@ class Redis:
     value_seconds: float = 0.0
     bytes_s: float = math.inf
     max_value_bytes: float = setting("cache_max_value_bytes")
-    timeout_seconds: float = 0.02
+    timeout_seconds: float = CACHE_TIMEOUT_SECONDS
     """Beside the time that the bytes have at `SLOWEST_BYTES_S`; whoever waits longer computes."""
 
 
@@ -77,8 +76,8 @@ class Worker:
     """Forward, loss and backward."""
     step_seconds: float = 0.0
     """Of each step, whatever is in it: the quorum, the optimiser and the vote."""
-    prefetch_steps: int = 2
-    prefetch_bytes: float = 512 * 2**20
+    prefetch_steps: int = Recipe.model_fields["prefetch_steps"].default
+    prefetch_bytes: float = Recipe.model_fields["prefetch_bytes"].default
     requests_in_flight: int = REQUESTS_IN_FLIGHT
 
 
@@ -135,4 +134,4 @@ class Cluster:
     @property
     def part_sequences(self) -> int:
         """How many sequences the client asks about in one call."""
-        return max(1, min(self.shard_sequences, int(PART_BYTES / (self.sequence_tokens * self.form.most_bytes))))
+        return max(1, min(self.shard_sequences, int(MAX_PART_BYTES / (self.sequence_tokens * self.form.most_bytes))))

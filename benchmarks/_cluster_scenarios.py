@@ -134,7 +134,7 @@ def cluster(coding: Coding, machines: Machines = MACHINES, models: Models = MODE
     )
 
 
-def grid(*, quick: bool) -> Iterator[Cluster]:
+def grid(*, quick: bool = False) -> Iterator[Cluster]:
     """Return every scenario of the table: forms, numbers of teachers and students, and parts remembered."""
     for coding in CODINGS:
         base = cluster(coding)
