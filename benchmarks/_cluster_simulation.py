@@ -77,15 +77,20 @@ def simulate_callers(
     seed: int = 0,
     max_attempts: int = CLIENT_ATTEMPTS,
 ) -> Outcome:
-    """Let so many callers, who do nothing else, ask one micro-shard's question after the other."""
+    """Let so many callers, who do nothing else, ask one micro-shard's question after the other.
+
+    One of them asks once before, since a teacher that has computed nothing yet names other pauses.
+    """
     world = _World(cluster, seed)
     clients = [world.client(max_attempts) for _ in range(callers)]
-    for client in clients:
-        world.env.process(keep_asking(client))
     with patch("teacher_service.capacity.random", world.random):
-        world.env.run(until=warm_up)
+        world.env.run(until=world.env.process(clients[0].answer()))
+        start = world.env.now + warm_up
+        for client in clients:
+            world.env.process(keep_asking(client))
+        world.env.run(until=start)
         before = _Count(world, clients, [])
-        world.env.run(until=warm_up + seconds)
+        world.env.run(until=start + seconds)
         after = _Count(world, clients, [])
     return _outcome(world, clients, before, after, 0)
 
