@@ -66,6 +66,11 @@ class Stepper:
         return partial(self._step, gradient_sum(kind, shards, self.num_elements))
 
     def _step(self, tree: GradientSum) -> None:
+        self.compute(tree)
+        self.update(tree.total(self._collectives))
+
+    def compute(self, tree: GradientSum) -> None:
+        """Add the gradients of this worker's micro-shards."""
         rank, world_size = (self._collectives.rank, self._collectives.world_size) if self._collectives else (0, 1)
         flat = torch.zeros(self.num_elements)
         tree.clear()
@@ -75,7 +80,10 @@ class Stepper:
             self._loss(self._blocks.chunk(tree.num_shards)[shard]).backward()  # type: ignore[no-untyped-call]  # torch's
             tree.add(shard, flat)
         self._optimizer.detach()
-        self._optimizer.apply(tree.total(self._collectives), 1e-4)
+
+    def update(self, gradient: Tensor) -> None:
+        """Move the weights by a whole gradient."""
+        self._optimizer.apply(gradient, 1e-4)
 
     def _loss(self, ids: Tensor) -> Tensor:
         logits = self._model(ids).logits

@@ -5,25 +5,13 @@ Whole steps of real workers over gloo, by the exact sum and by the plain all-red
 
 from __future__ import annotations
 
-import json
-import sys
-import tempfile
-import time
-from contextlib import ExitStack
-from pathlib import Path
-
-from torch._C._distributed_c10d import TCPStore
-
 from benchmarks._measure import Timing
 from benchmarks._reduction_worker import BATCH_BLOCKS, BLOCK_TOKENS, SHARDS, Size
 from benchmarks._result import Result, Value
-from stillhouse.processes import Child
-from student_worker.elastic.network import use_interface_of
+from benchmarks._workers import run_workers
 from student_worker.elastic.sum_costs import sum_memory_bytes, sum_traffic_bytes
 
 WORLDS = (1, 2, 3)
-WORKER_SECONDS = 1200.0
-"""Far more than the slowest world takes; a worker that hangs must not hang the benchmark."""
 
 
 def measure(quick: bool) -> Result:
@@ -62,20 +50,6 @@ def measure(quick: bool) -> Result:
 
 def _run(world_size: int, size: Size, rounds: int) -> tuple[int, dict[str, Timing]]:
     """Run the workers of one world; return the number of parameters and each contestant's timing, as rank 0 saw it."""
-    use_interface_of("127.0.0.1")
-    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    environment = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent.parent)}
-    argv = [sys.executable, "-m", "benchmarks._reduction_worker", str(store.port), str(world_size), str(rounds)]
-    argv += [str(size.vocabulary), str(size.hidden), str(size.layers)]
-    with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        workers = [
-            stack.enter_context(Child(f"worker {rank}", [*argv, str(rank)], folder / f"{rank}.log", environment))
-            for rank in range(world_size)
-        ]
-        deadline = time.monotonic() + WORKER_SECONDS
-        for worker in workers:
-            if worker.wait(deadline - time.monotonic()) != 0:
-                raise RuntimeError(f"{worker.name} ended with {worker.poll()}:\n{worker.tail()}")
-        answer = json.loads(workers[0].tail(1))
+    sizes = (rounds, size.vocabulary, size.hidden, size.layers)
+    answer = run_workers("benchmarks._reduction_worker", world_size, *sizes)
     return answer["elements"], {name: Timing(*seconds) for name, seconds in answer["seconds"].items()}
