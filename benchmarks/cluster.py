@@ -1,7 +1,7 @@
 """What would 8 teachers and 256 students do, and where would such a cluster break first?
 
 A simulation, event by event, since no such cluster is at hand. First it is checked: against laws that hold for any
-system, and against the real service with a model that sleeps. Then come the scenarios of `_cluster_scenarios`: what
+system, and against the real service with a model that sleeps. Then come the scenarios of `_cluster.scenarios`: what
 each gives, how busy each part is, which is the first at its limit; and what one change after the other would gain.
 """
 
@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from benchmarks._cluster_bounds import chain_seconds, least_step_seconds
-from benchmarks._cluster_checks import law_points, service_points
-from benchmarks._cluster_parts import Cluster
-from benchmarks._cluster_scenarios import changes, grid
-from benchmarks._cluster_simulation import Outcome, simulate_training
+from benchmarks._cluster.bounds import chain_seconds, least_step_seconds
+from benchmarks._cluster.checks import law_points, service_points
+from benchmarks._cluster.parts import Cluster
+from benchmarks._cluster.scenarios import changes, grid
+from benchmarks._cluster.simulation import Outcome, simulate_training
 from benchmarks._result import Result, Value
 
 STEPS, WARM_UP = 5, 3

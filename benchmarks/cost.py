@@ -1,6 +1,6 @@
 """How does the cost of each part grow, and does a model of bytes, FLOPs and memory passes foretell it?
 
-Every point is measured, and beside it stands what `_cost_model` says. Its constants are measured in the same run by
+Every point is measured, and beside it stands what `_cost.model` says. Its constants are measured in the same run by
 work that is none of Stillhouse's where that can be (a memory pass, exponentials, a matmul, a plain all-reduce, a
 request without a model); else they are fitted to points of the curve, which are marked and count for no check. Every
 answer, loss, sum and state is compared with what it must be.
@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
-from benchmarks._cost_compute import compute_points
-from benchmarks._cost_requests import request_points
-from benchmarks._cost_workers import worker_points
+from benchmarks._cost.compute import compute_points
+from benchmarks._cost.requests import request_points
+from benchmarks._cost.workers import worker_points
 from benchmarks._result import Result, Value
 
 MOST_BYTES_RATIO = 1.1

@@ -16,7 +16,7 @@ import numpy as np
 from benchmarks._measure import seconds_of
 from benchmarks._real_service import CountingRelay, RealService, real_service
 from benchmarks._result import Result, Value
-from benchmarks._training_loop import BATCH, DistantTeacher, InMemory, train, whole_sample
+from benchmarks._training.loop import BATCH, DistantTeacher, InMemory, train, whole_sample
 from stillhouse.asking import Asking
 from stillhouse.client import TeacherClient
 from stillhouse.data import Sample

@@ -1,8 +1,8 @@
 """How much of a teacher's latency does fetching ahead of the step hide, and how near to plain training does one come?
 
 For the first the teacher's answers are made beforehand: what is waited for is the latency alone, and it takes no
-processor time. For the second see `_offline_training` (from a store), `_remote_training` (from a live teacher) and
-`_many_workers` (more workers than one).
+processor time. For the second see `_training.offline` (from a store), `_training.live` (from a live teacher) and
+`_training.workers` (more workers than one).
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from __future__ import annotations
 from statistics import mean
 from typing import Any, cast
 
-from benchmarks._many_workers import measure_workers
-from benchmarks._offline_training import measure_offline
-from benchmarks._remote_training import measure_live
 from benchmarks._result import Result, Value
-from benchmarks._training_loop import DistantTeacher, InMemory, Trained, random_samples, small_llama, step_times, train
+from benchmarks._training.live import measure_live
+from benchmarks._training.loop import DistantTeacher, InMemory, Trained, random_samples, small_llama, step_times, train
+from benchmarks._training.offline import measure_offline
+from benchmarks._training.workers import measure_workers
 from stillhouse.asking import Asking
 from stillhouse.encodings import TopK
 from stillhouse.fixtures import FixtureTeacher
@@ -35,7 +35,7 @@ def measure(quick: bool) -> Result:
     step with it) / (step without prefetch - step with the teacher at hand), of the median steps in each contestant's
     best round; it holds the cost of fetching too, and the machine's noise. `offline_over_plain`: tokens a second from a
     store over those of training on cross-entropy alone, with no teacher. `remote_over_plain`, `same_box_over_sum`: see
-    `_remote_training.measure_live`; `two_workers_over_one`: see `_many_workers.measure_workers`.
+    `_training.live.measure_live`; `two_workers_over_one`: see `_training.workers.measure_workers`.
     """
     rounds, steps = (2, 4) if quick else (5, 24)
     samples = random_samples(SAMPLES, BLOCK, VOCABULARY)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from benchmarks._result import Value
-from benchmarks._step_phases import PHASES
+from benchmarks._training.phases import PHASES
 from benchmarks.report.results import Results
 
 if TYPE_CHECKING:

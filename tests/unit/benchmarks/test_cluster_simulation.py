@@ -9,12 +9,12 @@ import simpy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks import _cluster_teacher
-from benchmarks._cluster_bounds import RESOURCES, chain_seconds, demands, least_step_seconds
-from benchmarks._cluster_clock import Crowd, Line, Meeting
-from benchmarks._cluster_parts import Cluster, Form, Redis, Service, Worker
-from benchmarks._cluster_scenarios import CODINGS, Coding, changes, cluster
-from benchmarks._cluster_simulation import Outcome, simulate_callers, simulate_training
+from benchmarks._cluster import teacher
+from benchmarks._cluster.bounds import RESOURCES, chain_seconds, demands, least_step_seconds
+from benchmarks._cluster.clock import Crowd, Line, Meeting
+from benchmarks._cluster.parts import Cluster, Form, Redis, Service, Worker
+from benchmarks._cluster.scenarios import CODINGS, Coding, changes, cluster
+from benchmarks._cluster.simulation import Outcome, simulate_callers, simulate_training
 from benchmarks.cluster import first_limit
 from teacher_service import batching, redis_link
 
@@ -186,9 +186,9 @@ def test_nobody_leaves_a_meeting_before_all_have_come() -> None:
 
 
 def test_what_is_copied_from_the_service_is_as_it_is_there() -> None:
-    assert _cluster_teacher.CROWD_DECAY == batching._CROWD_DECAY
-    assert _cluster_teacher.REDIS_CONNECTIONS == redis_link._MAX_CONNECTIONS
-    assert _cluster_teacher.SLOWEST_BYTES_S == redis_link._LEAST_BYTES_PER_SECOND
+    assert teacher.CROWD_DECAY == batching._CROWD_DECAY
+    assert teacher.REDIS_CONNECTIONS == redis_link._MAX_CONNECTIONS
+    assert teacher.SLOWEST_BYTES_S == redis_link._LEAST_BYTES_PER_SECOND
 
 
 def test_each_change_is_named_once() -> None:

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks._cost_model import (
+from benchmarks._cost.model import (
     Machine,
     Shape,
     TrainingEncoding,
@@ -22,7 +22,7 @@ from benchmarks._cost_model import (
     step_seconds,
     sum_seconds,
 )
-from benchmarks._cost_point import Point
+from benchmarks._cost.point import Point
 from stillhouse.codec import encode_payload
 from stillhouse.encode import encode_hidden, encode_logits
 from stillhouse.encodings import Dense, Hidden, Sampled, TopK

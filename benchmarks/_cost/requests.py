@@ -14,8 +14,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import count
 
-from benchmarks._cost_model import answer_seconds, requests_s
-from benchmarks._cost_point import Point
+from benchmarks._cost.model import answer_seconds, requests_s
+from benchmarks._cost.point import Point
 from benchmarks._real_service import real_service
 from benchmarks._slow_service import slow_service
 from stillhouse.async_client import AsyncTeacherClient

@@ -1,6 +1,6 @@
 """What a cluster is made of, as numbers: a form of answer, a teacher's service, a machine, and how many of each.
 
-The figures that a scenario stands on are in `_cluster_scenarios`, each with its source. Knows nothing of time.
+The figures that a scenario stands on are in `scenarios`, each with its source. Knows nothing of time.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks._result import Value
-from benchmarks._step_phases import StepPhases, phase_columns
+from benchmarks._training.phases import StepPhases, phase_columns
 from stillhouse.asking import Asking
 from stillhouse.data import NO_LABEL, Order, Sample
 from stillhouse.payloads import Payload

@@ -12,11 +12,11 @@ from unittest.mock import patch
 
 import simpy
 
-from benchmarks._cluster_bounds import RESOURCES
-from benchmarks._cluster_callers import Client, Gang, Student, keep_asking
-from benchmarks._cluster_clock import Line
-from benchmarks._cluster_parts import Cluster
-from benchmarks._cluster_teacher import SharedRedis, Teacher
+from benchmarks._cluster.bounds import RESOURCES
+from benchmarks._cluster.callers import Client, Gang, Student, keep_asking
+from benchmarks._cluster.clock import Line
+from benchmarks._cluster.parts import Cluster
+from benchmarks._cluster.teacher import SharedRedis, Teacher
 from stillhouse.patience import CLIENT_ATTEMPTS
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks._result import Value
-from benchmarks._training_loop import BATCH, Trained, small_llama, step_ratio, train, training_row
+from benchmarks._training.loop import BATCH, Trained, small_llama, step_ratio, train, training_row
 from stillhouse.asking import Asking
 from stillhouse.data import DataSpec, prepare
 from stillhouse.encodings import Sampled

@@ -15,7 +15,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from benchmarks._cost_model import (
+from benchmarks._cost.model import (
     FLOAT_BYTES,
     KERNEL_PASS_FLOATS,
     Machine,
@@ -26,9 +26,9 @@ from benchmarks._cost_model import (
     kernel_seconds,
     payload_bytes,
 )
-from benchmarks._cost_point import Point
+from benchmarks._cost.point import Point
 from benchmarks._measure import interleave
-from benchmarks._training_loop import small_llama
+from benchmarks._training.loop import small_llama
 from stillhouse.codec import decode_payload, encode_payload
 from stillhouse.encode import encode_hidden, encode_logits
 from stillhouse.encodings import Dense, Hidden, Sampled, TopK

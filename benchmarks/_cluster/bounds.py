@@ -7,7 +7,7 @@ for the part X D of the time.
 
 from __future__ import annotations
 
-from benchmarks._cluster_parts import Cluster
+from benchmarks._cluster.parts import Cluster
 from student_worker.elastic.sum_costs import sum_traffic_bytes
 
 RESOURCES = (

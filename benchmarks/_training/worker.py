@@ -1,6 +1,6 @@
 """One worker of the benchmark `training`, on one core: joins the others, says so, waits for a line, and trains.
 
-    python -m benchmarks._training_worker CORE WORLD LIGHTHOUSE QUICK FILE
+    python -m benchmarks._training.worker CORE WORLD LIGHTHOUSE QUICK FILE
 
 Writes JSON to the file: seconds a step, what they were spent on, and what the weights came to.
 """
@@ -15,7 +15,7 @@ from typing import Any, cast
 
 import torch
 
-from benchmarks._training_loop import DistantTeacher, random_samples, small_llama, train
+from benchmarks._training.loop import DistantTeacher, random_samples, small_llama, train
 from stillhouse.asking import Asking
 from stillhouse.encodings import Sampled
 from stillhouse.fingerprint import weights_fingerprint

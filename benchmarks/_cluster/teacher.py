@@ -13,8 +13,8 @@ from random import Random
 
 import simpy
 
-from benchmarks._cluster_clock import Crowd, Events, Line
-from benchmarks._cluster_parts import Cluster, Redis
+from benchmarks._cluster.clock import Crowd, Events, Line
+from benchmarks._cluster.parts import Cluster, Redis
 from teacher_service.batch_choice import LOOK_AHEAD, choose_batch
 from teacher_service.capacity import Capacity
 from teacher_service.circuit_breaker import CircuitBreaker

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from benchmarks._cluster_parts import Cluster, Form, Redis, Service, Worker
-from benchmarks._cost_model import TrainingEncoding, payload_bytes
+from benchmarks._cluster.parts import Cluster, Form, Redis, Service, Worker
+from benchmarks._cost.model import TrainingEncoding, payload_bytes
 from stillhouse.encodings import Dense, Hidden, Sampled, TopK
 from stillhouse.payload_header import Header, Kind
 

@@ -21,7 +21,7 @@ from benchmarks._measure import seconds_of
 from benchmarks._real_service import real_service
 from benchmarks._result import Value
 from benchmarks._slow_service import slow_service
-from benchmarks._training_loop import (
+from benchmarks._training.loop import (
     BATCH,
     InMemory,
     Trained,

@@ -13,12 +13,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
-from benchmarks._cluster_bounds import chain_seconds, demands, least_step_seconds
-from benchmarks._cluster_parts import Cluster, Form, Service, Worker
-from benchmarks._cluster_scenarios import CODINGS, cluster
-from benchmarks._cluster_simulation import Outcome, simulate_callers, simulate_training
-from benchmarks._cost_point import Point
-from benchmarks._cost_requests import SEQUENCE_TOKENS, VOCABULARY, Callers
+from benchmarks._cluster.bounds import chain_seconds, demands, least_step_seconds
+from benchmarks._cluster.parts import Cluster, Form, Service, Worker
+from benchmarks._cluster.scenarios import CODINGS, cluster
+from benchmarks._cluster.simulation import Outcome, simulate_callers, simulate_training
+from benchmarks._cost.point import Point
+from benchmarks._cost.requests import SEQUENCE_TOKENS, VOCABULARY, Callers
 from benchmarks._slow_service import slow_service
 from stillhouse.async_client import AsyncTeacherClient
 

@@ -11,10 +11,10 @@ from random import Random
 
 import simpy
 
-from benchmarks._cluster_bounds import sum_bytes
-from benchmarks._cluster_clock import Crowd, Events, Line, Meeting
-from benchmarks._cluster_parts import Cluster
-from benchmarks._cluster_teacher import Teacher
+from benchmarks._cluster.bounds import sum_bytes
+from benchmarks._cluster.clock import Crowd, Events, Line, Meeting
+from benchmarks._cluster.parts import Cluster
+from benchmarks._cluster.teacher import Teacher
 from stillhouse import patience, retries
 from stillhouse.errors import OverloadedError
 from student_worker.elastic.reduction import shard_range

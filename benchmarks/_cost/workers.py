@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
-from benchmarks._cost_model import Machine, step_seconds, sum_seconds
-from benchmarks._cost_point import Point
-from benchmarks._cost_worker import SHARDS
+from benchmarks._cost.model import Machine, step_seconds, sum_seconds
+from benchmarks._cost.point import Point
+from benchmarks._cost.worker import SHARDS
 from benchmarks._workers import run_workers
 from student_worker.elastic.sum_costs import sum_traffic_bytes
 
@@ -20,7 +20,7 @@ def worker_points(machine: Machine, quick: bool) -> Iterator[Point]:
     """Return the curves; a world of one gives what computing takes, the plain all-reduce of two what sending does."""
     worlds, rounds, elements = (WORLDS[:2], 1, 100_000) if quick else (WORLDS, 5, ELEMENTS)
     size = (1000, 64, 1) if quick else (8000, 256, 4)
-    told = {world: run_workers("benchmarks._cost_worker", world, rounds, elements, *size) for world in worlds}
+    told = {world: run_workers("benchmarks._cost.worker", world, rounds, elements, *size) for world in worlds}
     cores = os.cpu_count() or 1
     alone, two = told[1]["seconds"], told[2]["seconds"]
     bytes_s = sum_traffic_bytes("fast", SHARDS, elements, 2) / two["all-reduce"]

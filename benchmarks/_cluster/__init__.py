@@ -1,0 +1,1 @@
+"""The discrete-event model of many teachers and students, and what it is checked against."""

@@ -1,0 +1,1 @@
+"""The trainer's own loop over small students, for measuring."""
