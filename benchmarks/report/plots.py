@@ -29,7 +29,7 @@ def kernel(results: Results) -> str:
         axes.set_xlabel("ms, log scale, least of all rounds")
         axes.set_xscale("log")
 
-    return _picture("Loss and gradient of [512, 49152]", len(rows), [draw])
+    return _picture("Loss and gradient of [512, 49152]", _of_bars(len(rows)), [draw])
 
 
 def step(results: Results) -> str:
@@ -47,10 +47,72 @@ def step(results: Results) -> str:
         axes.set_xlabel("ms of the quickest run's mean step")
         axes.legend(frameon=False, ncols=4, loc="lower center", bbox_to_anchor=(0.4, 1.0), fontsize=9)
 
-    return _picture("", len(rows) + 2, [draw])
+    return _picture("", _of_bars(len(rows) + 2), [draw])
 
 
-PLOTS: Final[dict[str, Callable[[Results], str]]] = {"kernel": kernel, "step": step}
+COST_CURVES: Final = (
+    "loss and gradient",
+    "output head",
+    "forward, one sequence",
+    "requests, a model of 30 ms a batch",
+    "remembered answer",
+    "step",
+)
+
+
+def cost(results: Results) -> str:
+    """What is measured as points, what the model says as a line."""
+
+    def drawn(curve: str) -> Callable[[Axes], None]:
+        rows = results.rows("cost", curve=curve)
+
+        def draw(axes: Axes) -> None:
+            x = [float(row["x"] or 0.0) for row in rows]
+            axes.plot(x, [float(row["measured"] or 0.0) for row in rows], "o", color=OURS, label="measured")
+            axes.plot(x, [float(row["predicted"] or 0.0) for row in rows], color=THEIRS, label="model")
+            axes.set_xscale("log", base=2)
+            axes.set_yscale("log")
+            axes.set_title(curve, fontsize=9, loc="left")
+            axes.set_xlabel(str(rows[0]["x_name"]), fontsize=9)
+            axes.set_ylabel(str(rows[0]["unit"]), fontsize=9)
+            axes.tick_params(labelsize=8, which="both")
+            if curve == COST_CURVES[0]:
+                axes.legend(frameon=False, fontsize=8)
+
+        return draw
+
+    return _picture("", (9.0, 5.2), [drawn(curve) for curve in COST_CURVES], columns=3)
+
+
+def cluster(results: Results) -> str:
+    """Tokens a second of 8 teachers and so many students, by encoding, nothing remembered and nine tenths."""
+    rows = results.rows("cluster", curve="scenario", teachers=8)
+    encodings = list(dict.fromkeys(str(row["encoding"]) for row in rows))
+
+    def drawn(remembered: float) -> Callable[[Axes], None]:
+        def draw(axes: Axes) -> None:
+            for encoding, colour in zip(encodings, (OURS, THEIRS, *PHASE_COLOURS[4:]), strict=False):
+                points = [row for row in rows if row["encoding"] == encoding and row["remembered"] == remembered]
+                x = [float(row["x"] or 0.0) for row in points]
+                axes.plot(x, [float(row["measured"] or 0.0) for row in points], "o-", color=colour, label=encoding)
+            axes.set_xscale("log", base=2)
+            axes.set_yscale("log")
+            axes.set_title(f"{remembered:.0%} remembered", fontsize=10, loc="left")
+            axes.set_xlabel("students")
+            axes.set_ylabel("tokens/s, simulated")
+            axes.legend(frameon=False, fontsize=8)
+
+        return draw
+
+    return _picture("", (9.0, 3.4), [drawn(0.0), drawn(0.9)], columns=2)
+
+
+PLOTS: Final[dict[str, Callable[[Results], str]]] = {
+    "kernel": kernel,
+    "step": step,
+    "cost": cost,
+    "cluster": cluster,
+}
 """By the name of its file."""
 
 
@@ -68,18 +130,24 @@ def _colour(name: str) -> str:
     return LIMIT if name.startswith(("memory pass", "raw", "bare")) else THEIRS
 
 
-def _picture(title: str, bars: int, draws: Sequence[Callable[[Any], None]]) -> str:
+def _of_bars(count: int) -> tuple[float, float]:
+    return 7.5, 1.0 + BAR_INCHES * count
+
+
+def _picture(
+    title: str, inches: tuple[float, float], draws: Sequence[Callable[[Any], None]], *, columns: int = 1
+) -> str:
     import matplotlib as mpl
 
     mpl.use("svg")
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "stillhouse", "font.size": 10}):
         from matplotlib.figure import Figure
 
-        figure = Figure(figsize=(7.5, 1.0 + BAR_INCHES * bars), layout="constrained")
+        figure = Figure(figsize=inches, layout="constrained")
         for number, draw in enumerate(draws):
-            axes = figure.add_subplot(1, len(draws), number + 1)
+            axes = figure.add_subplot(-(-len(draws) // columns), columns, number + 1)
             axes.spines[["top", "right"]].set_visible(False)
-            axes.grid(axis="x", alpha=0.25)
+            axes.grid(axis="x" if columns == 1 else "both", alpha=0.25)
             axes.set_axisbelow(True)
             draw(axes)
         if title:
