@@ -105,7 +105,8 @@ async def _measure(
             pipeline = redis.pipeline(transaction=False)
             pipeline.mget(keys)
             (values,) = await pipeline.execute()
-            assert expected == [payload_in(key, value) for key, value in zip(keys, values, strict=True)]
+            found: list[object] = [payload_in(key, value) for key, value in zip(keys, values, strict=True)]
+            assert expected == found
 
         contestants = {"raw MGET": raw, "hit through the service": hit}
         seconds: dict[str, list[float]] = {name: [] for name in contestants}
