@@ -81,12 +81,14 @@ class _Process:
 
     def __init__(self, argv: list[str], log: Path) -> None:
         self._log = log
+        self._name = " ".join(argv[2:4])
         # PyTriton's stub looks for this interpreter's library.
         environment = os.environ | {"LD_LIBRARY_PATH": str(sysconfig.get_config_var("LIBDIR"))}
         with log.open("wb") as errors:
             self._popen = subprocess.Popen(
-                argv, cwd=_REPOSITORY, env=environment, text=True, start_new_session=True, preexec_fn=die_with_parent,
+                argv, cwd=_REPOSITORY, env=environment, text=True, start_new_session=True,
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors,
+                preexec_fn=die_with_parent,  # noqa: PLW1509 - one system call, no lock, no allocation
             )  # fmt: skip
 
     def go(self, count: int) -> float:
@@ -111,7 +113,7 @@ class _Process:
                     return said
                 if not line:
                     break
-        raise RuntimeError(f"{self._popen.args} says nothing more:\n{self._log.read_text(errors='replace')[-2000:]}")
+        raise RuntimeError(f"{self._name} says nothing more:\n{self._log.read_text(errors='replace')[-2000:]}")
 
     def close(self) -> None:
         """End it and its children, which have its group."""

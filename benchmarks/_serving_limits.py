@@ -4,7 +4,7 @@
     python -m benchmarks._serving_limits load ADDRESSES SETTING [DOOR]
 
 The door `grpc` is a generic handler of grpc.aio that answers in one message, `grpc, chunks` one that streams the answer
-in parts of 1 MiB, and `tcp` a socket to which a thread writes the answer. All answers are made before the first request.
+in parts of 1 MiB, and `tcp` a socket to which a thread writes it. All answers are made before the first request.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
-import numpy as np
 
 from benchmarks.peers.loading import Ask, load, load_async
 from benchmarks.peers.speaking import announce, speak
@@ -28,7 +27,7 @@ _UNBOUNDED = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_l
 _MOST_REQUEST_BYTES = 4096
 
 
-class _Ready(grpc.GenericRpcHandler):
+class _Ready(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic to its stubs alone
     """Answers what a request's bytes name."""
 
     def __init__(self, answers: dict[bytes, bytes]) -> None:
@@ -88,8 +87,7 @@ def open_tcp(address: str, num_bytes: int) -> Ask:
     host, _, port = address.rpartition(":")
     connection = socket.create_connection((host, int(port)))
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    answer = np.empty(num_bytes, np.uint8)
-    view = memoryview(answer)
+    view = memoryview(bytearray(num_bytes))
 
     def ask(ids: Ids) -> object:
         connection.sendall(ids.tobytes())
@@ -107,8 +105,8 @@ def open_tcp(address: str, num_bytes: int) -> Ask:
 async def load_grpc(address: str, door: str, setting: Setting) -> None:
     """Ask over one channel, as a user of grpc.aio does."""
     async with grpc.aio.insecure_channel(address, _UNBOUNDED) as channel:
-        whole: Any = channel.unary_unary(WHOLE)
-        chunks: Any = channel.unary_stream(CHUNKS)
+        whole: Any = channel.unary_unary(WHOLE, None, None)
+        chunks: Any = channel.unary_stream(CHUNKS, None, None)
 
         async def ask(ids: Ids) -> object:
             return await whole(ids.tobytes())

@@ -12,9 +12,7 @@ import asyncio
 import os
 from collections.abc import Sequence as SequenceOf
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -71,7 +69,7 @@ class TableBackend(TeacherBackend):
 def serve() -> None:
     """Serve until killed."""
     configure_logging("error", "json")
-    with closing(EmbeddedRedis(_CACHE_BYTES)) as redis:
+    with EmbeddedRedis(_CACHE_BYTES) as redis:
         asyncio.run(_serve(redis.url))
 
 

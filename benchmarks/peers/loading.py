@@ -6,7 +6,6 @@ It knows nothing of how a question is asked. Needs numpy alone, for the environm
 from __future__ import annotations
 
 import asyncio
-import itertools
 import json
 import sys
 import threading
@@ -115,9 +114,10 @@ async def load_async(setting: Setting, ask: Callable[[Ids], Awaitable[object]]) 
 
 def _until_answered(attempt: Callable[[], None]) -> None:
     deadline = time.monotonic() + PATIENCE_SECONDS
-    for _ in itertools.count():
+    while True:
         try:
-            return attempt()
+            attempt()
+            break
         except Exception:
             if time.monotonic() > deadline:
                 raise

@@ -8,30 +8,18 @@ from __future__ import annotations
 import asyncio
 import tempfile
 
-import numpy as np
-
 from benchmarks.peers.loading import Ask, load
 from benchmarks.peers.speaking import announce, free_ports, speak
-from benchmarks.peers.table import Ids, look_up, table
+from benchmarks.peers.table import Ids
 
 MODEL = "table"
 
 
 def serve() -> None:
     """Serve until killed."""
-    from mlserver import MLModel, MLServer, ModelSettings, Settings
-    from mlserver.types import InferenceRequest, InferenceResponse, ResponseOutput
+    from mlserver import MLServer, ModelSettings, Settings
 
-    class Table(MLModel):  # type: ignore[misc]  # it is not installed where types are checked
-        async def load(self) -> bool:
-            self._table = table()
-            return True
-
-        async def predict(self, payload: InferenceRequest) -> InferenceResponse:
-            ids = np.frombuffer(payload.inputs[0].data.root[0], np.int32)
-            answer = look_up(self._table, ids).tobytes()
-            output = ResponseOutput(name="logits", shape=[1, 1], datatype="BYTES", data=[answer])
-            return InferenceResponse(model_name=self.name, outputs=[output])
+    from benchmarks.peers.mlserver_model import Table
 
     http_port, grpc_port, metrics_port = free_ports(3)
     settings = Settings(

@@ -10,7 +10,7 @@ from mosec import Server, Worker
 
 from benchmarks.peers.loading import load
 from benchmarks.peers.speaking import HttpDoor, announce, free_ports, speak
-from benchmarks.peers.table import Floats, Ids, Setting, look_up, table
+from benchmarks.peers.table import Floats, Ids, look_up, table
 
 
 class Table(Worker):  # type: ignore[misc]  # it is not installed where types are checked
