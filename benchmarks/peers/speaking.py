@@ -47,14 +47,18 @@ class HttpDoor:
     def __call__(self, ids: Ids) -> bytes:
         """Ask."""
         try:
-            body = json.dumps({"ids": ids.tolist()}).encode() if self._as_json else ids.tobytes()
-            headers = {"Content-Type": "application/json" if self._as_json else "application/octet-stream"}
-            self._connection.request("POST", self._path, body, headers)
-            response = self._connection.getresponse()
-            answer = response.read()
-        except OSError:
-            self._connection.close()  # so that the next attempt opens another
-            raise
+            return self._ask(ids)
+        except ConnectionError:
+            # Between two turns a server may have closed a connection that nobody used.
+            self._connection.close()
+            return self._ask(ids)
+
+    def _ask(self, ids: Ids) -> bytes:
+        body = json.dumps({"ids": ids.tolist()}).encode() if self._as_json else ids.tobytes()
+        headers = {"Content-Type": "application/json" if self._as_json else "application/octet-stream"}
+        self._connection.request("POST", self._path, body, headers)
+        response = self._connection.getresponse()
+        answer = response.read()
         if response.status != 200:
             raise RuntimeError(f"status {response.status}: {answer[:200]!r}")
         return answer
