@@ -37,7 +37,7 @@ class Asked:
 ENCODINGS = {
     "dense:f32": Asked(Dense("float32"), 1),
     "hidden:bf16": Asked(Hidden("bfloat16"), 128),
-    "hidden:bf16, logits rebuilt": Asked(Hidden("bfloat16"), 4, rebuilds=True),
+    "hidden:bf16, logits rebuilt": Asked(Hidden("bfloat16"), 1, rebuilds=True),
     "top_k:64": Asked(TopK(64), 128),
     "sampled:50": Asked(Sampled(50), 128),
 }

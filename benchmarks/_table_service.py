@@ -9,7 +9,6 @@ The client is Stillhouse's own; by the door `table` each answer is looked up and
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Sequence as SequenceOf
 from concurrent.futures import ThreadPoolExecutor
 
@@ -69,6 +68,8 @@ class TableBackend(TeacherBackend):
 def serve() -> None:
     """Serve until killed."""
     configure_logging("error", "json")
+    # The clients have the other core: two threads that wait for each other at every look-up would wait for them.
+    torch.set_num_threads(1)
     with EmbeddedRedis(_CACHE_BYTES) as redis:
         asyncio.run(_serve(redis.url))
 
@@ -108,5 +109,4 @@ def _values(payload: object) -> object:
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
     speak(serve, lambda address, door, setting: asyncio.run(load(address, door, setting)))

@@ -40,7 +40,7 @@ REQUESTS = {"large": 48, "small": 800}
 
 def measure(quick: bool) -> Result:
     """Measure both settings and the encodings; the figures are medians of the rounds' ratios."""
-    rounds = 2 if quick else 7
+    rounds = 2 if quick else 5
     peers = [peer for peer in PEERS if peer.python.exists()]
     contestants = [*OWN, *peers, *BOUNDS]
     rows: list[dict[str, Value]] = []
@@ -82,7 +82,7 @@ def _positions(address: str, rounds: int, *, quick: bool) -> dict[str, list[floa
         for number in range(rounds + 1):
             for name in ENCODINGS:
                 began = time.perf_counter()
-                positions = asking.ask(name, 2 if quick else 12)
+                positions = asking.ask(name, 1 if quick else 8)
                 if number:
                     rates[name].append(positions / (time.perf_counter() - began))
     return rates
