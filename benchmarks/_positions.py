@@ -27,17 +27,21 @@ SEQUENCES = 16
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """An encoding, how many positions each of the sequences has, and whether the logits are rebuilt."""
+    """An encoding, how many positions each of the sequences has, and whether the logits are rebuilt.
+
+    `requests` are asked in a round: as many as take about as long in every encoding.
+    """
 
     encoding: Encoding
     positions: int
+    requests: int = 16
     rebuilds: bool = False
 
 
 ENCODINGS = {
-    "dense:f32": Asked(Dense("float32"), 1),
+    "dense:f32": Asked(Dense("float32"), 1, 64),
     "hidden:bf16": Asked(Hidden("bfloat16"), 128),
-    "hidden:bf16, logits rebuilt": Asked(Hidden("bfloat16"), 1, rebuilds=True),
+    "hidden:bf16, logits rebuilt": Asked(Hidden("bfloat16"), 1, 4, rebuilds=True),
     "top_k:64": Asked(TopK(64), 128),
     "sampled:50": Asked(Sampled(50), 128),
 }

@@ -12,6 +12,8 @@ from __future__ import annotations
 import statistics
 import time
 
+import torch
+
 from benchmarks._contestants import Contest, Contestant, contest
 from benchmarks._positions import ENCODINGS, Positions
 from benchmarks._result import Result, Value
@@ -77,12 +79,13 @@ def _rates(
 
 
 def _positions(address: str, rounds: int, *, quick: bool) -> dict[str, list[float]]:
+    torch.set_num_threads(1)  # the service has the other core
     with Positions(address) as asking:
         rates: dict[str, list[float]] = {name: [] for name in ENCODINGS}
         for number in range(rounds + 1):
             for name in ENCODINGS:
                 began = time.perf_counter()
-                positions = asking.ask(name, 1 if quick else 8)
+                positions = asking.ask(name, 1 if quick else ENCODINGS[name].requests)
                 if number:
                     rates[name].append(positions / (time.perf_counter() - began))
     return rates
