@@ -4,6 +4,7 @@ SHELL := /bin/bash
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 PEERS := .venv-peers
+PEER_VENVS := losses mosec litserve mlserver pytriton
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 BUF_VERSION := 1.75.0
@@ -77,15 +78,22 @@ bench: $(VENV)/.dev  ## Run every benchmark, and write docs/performance.md of wh
 	$(BIN)/python -m benchmarks page
 
 # The other losses in a venv of their own: what they need is none of ours.
-$(PEERS)/.installed: pyproject.toml constraints.txt benchmarks/peers/requirements.txt
-	$(PYTHON) -m venv $(PEERS)
-	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
-	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
-		--requirement benchmarks/peers/requirements.txt --editable .
+$(PEERS)/losses/.installed: pyproject.toml constraints.txt benchmarks/peers/losses.txt
+	$(PYTHON) -m venv $(PEERS)/losses
+	$(PEERS)/losses/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
+	$(PEERS)/losses/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
+		--requirement benchmarks/peers/losses.txt --editable .
 	@touch $@
 
-bench-peers: $(PEERS)/.installed  ## Run the benchmarks that have peers, beside TRL's and Liger-Kernel's losses.
-	$(PEERS)/bin/python -m benchmarks run kd_kernel $(ARGS)
+# Each other server likewise: what one needs may be what another cannot bear.
+$(PEERS)/%/.installed: benchmarks/peers/%.txt
+	$(PYTHON) -m venv $(PEERS)/$*
+	$(PEERS)/$*/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
+	@touch $@
+
+bench-peers: $(VENV)/.dev $(PEER_VENVS:%=$(PEERS)/%/.installed)  ## Run the benchmarks that have peers, beside them.
+	$(PEERS)/losses/bin/python -m benchmarks run kd_kernel $(ARGS)
+	$(BIN)/python -m benchmarks run serving $(ARGS)
 
 # The theme's maintainers announce their next program on every build; what is pinned here builds without it.
 docs: $(VENV)/.dev  ## Build the site of docs/ into site/; a link that leads nowhere is an error.

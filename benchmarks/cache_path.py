@@ -2,8 +2,8 @@
 
 A teacher without a model stands behind the real service, and every answer is in its Redis. The one contestant asks the
 service over gRPC, 16 sequences a request; the other asks the same Redis for the same 16 values in one pipelined MGET,
-with the client library that the service has. Both have as many requests in flight, from this process, and the bytes of
-every answer are compared.
+with the client library that the service has. Both have as many requests in flight, from this process; a message is read
+as Stillhouse's client reads it, and the bytes of every answer are compared.
 """
 
 from __future__ import annotations
@@ -20,14 +20,15 @@ from redis.asyncio import Redis
 
 from benchmarks._real_service import RealService, real_service
 from benchmarks._result import Result, Value
+from stillhouse.answer_messages import RawAnswer, read_answer
 from stillhouse.cached_values import payload_in
 from stillhouse.client import TeacherClient
 from stillhouse.encodings import Dense, Encoding, Sampled, TopK
+from stillhouse.exchange import COMPUTE_LOGITS
 from stillhouse.fingerprint import cache_key
 from stillhouse.messages import request_to_proto
 from stillhouse.request import All, Last, LogitsRequest, Positions, Sequence
 from stillhouse.teacher.v1 import teacher_service_pb2 as pb
-from stillhouse.teacher.v1 import teacher_service_pb2_grpc as pb_grpc
 
 VOCABULARY = 49_152
 SEQUENCES = 16
@@ -86,23 +87,26 @@ async def _measure(
     redis = Redis.from_url(service.redis_url, socket_read_size=2**20, protocol=2)
     options = [("grpc.max_receive_message_length", MAX_MESSAGE_BYTES)]
     async with redis, grpc.aio.insecure_channel(service.address, options=options) as channel:
-        stub: Any = pb_grpc.TeacherServiceStub(channel)
+        compute: Any = channel.unary_unary(COMPUTE_LOGITS, pb.ComputeLogitsRequest.SerializeToString, read_answer)
         message = pb.ComputeLogitsRequest(request=request_to_proto(request))
-        expected = [
+        remembered = [
             payload_in(key, value) for key, value in zip(keys, cast("Any", await redis.mget(keys)), strict=True)
         ]
-        assert all(expected), "the service has not remembered its answer"
+        assert all(remembered), "the service has not remembered its answer"
+        # A bytearray on the left compares all bytes at once, where views are compared one by one.
+        expected = list(map(bytearray, filter(None, remembered)))
 
         async def hit() -> None:
-            answer = await stub.ComputeLogits(message, timeout=60)
+            answer: RawAnswer = await compute(message, timeout=60)
             assert answer.cache_hits == SEQUENCES
-            assert list(answer.payloads) == expected
+            assert expected == answer.payloads
 
         async def raw() -> None:
             pipeline = redis.pipeline(transaction=False)
             pipeline.mget(keys)
             (values,) = await pipeline.execute()
-            assert [payload_in(key, value) for key, value in zip(keys, values, strict=True)] == expected
+            found: list[object] = [payload_in(key, value) for key, value in zip(keys, values, strict=True)]
+            assert expected == found
 
         contestants = {"raw MGET": raw, "hit through the service": hit}
         seconds: dict[str, list[float]] = {name: [] for name in contestants}
@@ -111,7 +115,7 @@ async def _measure(
                 elapsed = await _all(ask, requests)
                 if number:
                     seconds[name].append(elapsed)
-    size = sum(map(len, filter(None, expected)))
+    size = sum(map(len, expected))
     megabytes = {name: [size * requests / 1e6 / one for one in times] for name, times in seconds.items()}
     rows: list[dict[str, Value]] = [
         {

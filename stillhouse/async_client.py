@@ -15,11 +15,12 @@ import grpc.aio
 import tenacity
 from torch import Tensor
 
+from stillhouse.answer_messages import RawAnswer, read_answer, read_stream_message
 from stillhouse.client_base import ClientBase
 from stillhouse.cutting import Part, join_answers
 from stillhouse.encodings import Encoding, ValueType
 from stillhouse.errors import ConfigurationError, TeacherTimeoutError
-from stillhouse.exchange import RawAnswer, StreamReader, checked_message, decode_answer, read_message
+from stillhouse.exchange import COMPUTE_LOGITS, STREAM_LOGITS, StreamReader, checked_message, decode_answer
 from stillhouse.messages import request_to_proto
 from stillhouse.payloads import OutputHead, Payload
 from stillhouse.plain_requests import CandidateRows, PositionChoice, TokenRows, plain_request
@@ -118,6 +119,9 @@ class AsyncTeacherClient(ClientBase):
         await self.close()
 
     def _stub(self) -> rpc.TeacherServiceAsyncStub:
+        return rpc.TeacherServiceStub(self._open_channel())
+
+    def _open_channel(self) -> grpc.aio.Channel:
         # Opened by the first call: a channel belongs to the event loop in which it is made.
         loop = asyncio.get_running_loop()
         if self._channel is None:
@@ -128,7 +132,7 @@ class AsyncTeacherClient(ClientBase):
                 self._channel = grpc.aio.secure_channel(self.address, self._credentials, self._channel_options)
         elif self._loop is not loop:
             raise ConfigurationError(f"{self!r} belongs to the event loop that it was first used in; open another")
-        return rpc.TeacherServiceStub(self._channel)
+        return self._channel
 
     async def _describe(self, request: pb.GetTeacherRequest, seconds_left: float) -> pb.GetTeacherResponse:
         return checked_message(await self._stub().GetTeacher(request, timeout=seconds_left, metadata=self._metadata))
@@ -144,14 +148,19 @@ class AsyncTeacherClient(ClientBase):
 
     async def _ask(self, message: pb.LogitsRequest, seconds_left: float) -> RawAnswer:
         request = pb.ComputeLogitsRequest(request=message)
-        call = self._stub().ComputeLogits(request, timeout=seconds_left, metadata=self._metadata)
-        return read_message(checked_message(await call))
+        method = self._open_channel().unary_unary(
+            COMPUTE_LOGITS, pb.ComputeLogitsRequest.SerializeToString, read_answer
+        )
+        answer: RawAnswer | None = await method(request, timeout=seconds_left, metadata=self._metadata)
+        return checked_message(answer)
 
     async def _stream(self, part: Part, message: pb.LogitsRequest, seconds_left: float) -> RawAnswer:
         reader = StreamReader(part)
-        call = self._stub().StreamLogits(
-            pb.StreamLogitsRequest(request=message), timeout=seconds_left, metadata=self._metadata
+        method = self._open_channel().unary_stream(
+            STREAM_LOGITS, pb.StreamLogitsRequest.SerializeToString, read_stream_message
         )
+        request = pb.StreamLogitsRequest(request=message)
+        call = method(request, timeout=seconds_left, metadata=self._metadata)
         try:
             async for response in call:
                 reader.take(checked_message(response))

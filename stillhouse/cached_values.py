@@ -12,13 +12,13 @@ FOREIGN: Final = b""
 """Stands for a value that is none of its key's; no payload is empty."""
 
 
-def cached_value(key: bytes, payload: bytes) -> bytes:
+def cached_value(key: bytes, payload: bytes | memoryview) -> bytes:
     """Return what is kept under a key."""
-    return payload + key
+    return b"".join((payload, key))
 
 
-def payload_in(key: bytes, value: bytes | None) -> bytes | None:
-    """Return the payload that a value holds; `FOREIGN` for one of another key, None for none."""
+def payload_in(key: bytes, value: bytes | None) -> bytes | memoryview | None:
+    """Return the payload that a value holds, as a view of it; `FOREIGN` for one of another key, None for none."""
     if value is None:
         return None
-    return value[: -len(key)] if value.endswith(key) else FOREIGN
+    return memoryview(value)[: -len(key)] if value.endswith(key) else FOREIGN

@@ -16,6 +16,14 @@ CHUNK_BYTES = 2**20
 
 def split(payloads: Sequence[bytes | memoryview], chunk_bytes: int = CHUNK_BYTES) -> Iterator[tuple[int, bytes]]:
     """Yield the payloads laid end to end as chunks of `chunk_bytes` (the last one shorter), each with its offset."""
+    for offset, parts in split_views(payloads, chunk_bytes):
+        yield offset, b"".join(parts)
+
+
+def split_views(
+    payloads: Sequence[bytes | memoryview], chunk_bytes: int = CHUNK_BYTES
+) -> Iterator[tuple[int, list[memoryview]]]:
+    """Yield what `split` does, not yet joined: each chunk as views of the payloads that it has bytes of."""
     if chunk_bytes < 1:
         raise ValueError(f"chunk_bytes must be at least 1; got {chunk_bytes}")
     offset, parts, free = 0, list[memoryview](), chunk_bytes
@@ -26,10 +34,10 @@ def split(payloads: Sequence[bytes | memoryview], chunk_bytes: int = CHUNK_BYTES
             rest = rest[free:]
             free -= len(parts[-1])
             if not free:
-                yield offset, b"".join(parts)
+                yield offset, parts
                 offset, parts, free = offset + chunk_bytes, [], chunk_bytes
     if parts:
-        yield offset, b"".join(parts)
+        yield offset, parts
 
 
 class Joiner:
@@ -52,7 +60,7 @@ class Joiner:
         self._payloads: list[bytearray] = []
         self._filled = 0  # bytes of the last of them
 
-    def add(self, offset: int, data: bytes) -> None:
+    def add(self, offset: int, data: bytes | bytearray | memoryview) -> None:
         """Take the next chunk.
 
         Raises:

@@ -17,12 +17,13 @@ from typing import Self, TypeVar, cast
 import grpc
 import tenacity
 
+from stillhouse.answer_messages import RawAnswer, read_answer, read_stream_message
 from stillhouse.async_client import AsyncTeacherClient
 from stillhouse.client_base import ClientBase
 from stillhouse.cutting import Part, join_answers
 from stillhouse.encodings import ValueType
 from stillhouse.errors import TeacherTimeoutError
-from stillhouse.exchange import RawAnswer, StreamReader, checked_message, decode_answer, read_message
+from stillhouse.exchange import COMPUTE_LOGITS, STREAM_LOGITS, StreamReader, checked_message, decode_answer
 from stillhouse.messages import request_to_proto
 from stillhouse.payloads import OutputHead
 from stillhouse.providers import Answer, TeacherLogitsProvider
@@ -53,6 +54,12 @@ class TeacherClient(ClientBase, TeacherLogitsProvider):
         else:
             self._channel = grpc.secure_channel(self.address, self._credentials, self._channel_options)
         self._stub = rpc.TeacherServiceStub(self._channel)
+        self._compute_logits = self._channel.unary_unary(
+            COMPUTE_LOGITS, pb.ComputeLogitsRequest.SerializeToString, read_answer
+        )
+        self._stream_logits = self._channel.unary_stream(
+            STREAM_LOGITS, pb.StreamLogitsRequest.SerializeToString, read_stream_message
+        )
         self._describing = threading.Lock()
         self._fetching_head = threading.Lock()
 
@@ -106,14 +113,13 @@ class TeacherClient(ClientBase, TeacherLogitsProvider):
 
     def _ask(self, message: pb.LogitsRequest, seconds_left: float) -> RawAnswer:
         request = pb.ComputeLogitsRequest(request=message)
-        answer = self._stub.ComputeLogits(request, timeout=seconds_left, metadata=self._metadata)
-        return read_message(checked_message(answer))
+        answer: RawAnswer | None = self._compute_logits(request, timeout=seconds_left, metadata=self._metadata)
+        return checked_message(answer)
 
     def _stream(self, part: Part, message: pb.LogitsRequest, seconds_left: float) -> RawAnswer:
         reader = StreamReader(part)
-        call = self._stub.StreamLogits(
-            pb.StreamLogitsRequest(request=message), timeout=seconds_left, metadata=self._metadata
-        )
+        request = pb.StreamLogitsRequest(request=message)
+        call = self._stream_logits(request, timeout=seconds_left, metadata=self._metadata)
         try:
             for response in call:
                 reader.take(response)

@@ -6,12 +6,11 @@ Knows nothing of channels, deadlines or retries.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
 
+from stillhouse.answer_messages import Chunk, RawAnswer
 from stillhouse.chunks import Joiner
 from stillhouse.codec import decode_payload, header_of
 from stillhouse.cutting import Part
@@ -25,14 +24,9 @@ from stillhouse.teacher.v1 import teacher_service_pb2 as pb
 _M = TypeVar("_M")
 
 
-@dataclass(frozen=True, slots=True)
-class RawAnswer:
-    """What came back for one part, not yet looked into."""
-
-    payloads: Sequence[bytes | bytearray]
-    fingerprint: str
-    timing: pb.Timing
-    cache_hits: int
+_SERVICE = pb.DESCRIPTOR.services_by_name["TeacherService"].full_name
+COMPUTE_LOGITS, STREAM_LOGITS = f"/{_SERVICE}/ComputeLogits", f"/{_SERVICE}/StreamLogits"
+"""The methods whose answers are read by `answer_messages`, where the generated stub would have protobuf copy them."""
 
 
 def checked_message(message: _M | None) -> _M:
@@ -46,11 +40,6 @@ def checked_message(message: _M | None) -> _M:
     return message
 
 
-def read_message(message: pb.ComputeLogitsResponse) -> RawAnswer:
-    """Read an answer that came in one message."""
-    return RawAnswer(message.payloads, message.fingerprint, message.timing, message.cache_hits)
-
-
 class StreamReader:
     """Reads an answer that comes as a stream: a header, chunks, a trailer."""
 
@@ -60,21 +49,21 @@ class StreamReader:
         self._joiner: Joiner | None = None
         self._trailer: pb.StreamTrailer | None = None
 
-    def take(self, message: pb.StreamLogitsResponse) -> None:
+    def take(self, message: pb.StreamLogitsResponse | Chunk) -> None:
         """Take the next message.
 
         Raises:
             StreamError: a message out of its place, sizes that cannot be those of the answer, or a faulty chunk.
         """
-        which = message.WhichOneof("part")
+        which = "chunk" if isinstance(message, Chunk) else message.WhichOneof("part")
         if self._trailer is not None:
             raise StreamError(f"the stream goes on after its trailer, with a {which}")
-        if which == "header":
+        if not isinstance(message, Chunk) and which == "header":
             self._take_header(message.header)
         elif self._joiner is None:
             raise StreamError(f"a stream starts with its header; got {which}")
-        elif which == "chunk":
-            self._joiner.add(message.chunk.offset, message.chunk.data)
+        elif isinstance(message, Chunk):
+            self._joiner.add(message.offset, message.data)
         elif which == "trailer":
             self._trailer = message.trailer
         else:

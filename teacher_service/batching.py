@@ -36,7 +36,7 @@ class Computed:
     One that another process has computed meanwhile, and the cache remembers, is `from_cache`.
     """
 
-    payload: bytes
+    payload: bytes | memoryview
     queue_seconds: float = 0.0
     compute_seconds: float = 0.0
     encode_seconds: float = 0.0
@@ -70,7 +70,7 @@ ComputeBatch = Callable[[SequenceOf[Job]], SequenceOf[Outcome]]
 Budget = Callable[[], int]
 """The most padded tokens of a batch now: it may shrink when memory runs out."""
 
-Remember = Callable[[SequenceOf[tuple[bytes, bytes]]], Awaitable[None]]
+Remember = Callable[[SequenceOf[tuple[bytes, bytes | memoryview]]], Awaitable[None]]
 """Keeps keys and payloads."""
 
 Measure = Callable[[int, float], None]

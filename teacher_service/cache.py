@@ -32,7 +32,7 @@ logger = structlog.get_logger(__name__)
 class Claim:
     """What became of the wish to compute: a value that is there by now, or else whether to compute it here."""
 
-    value: bytes | None
+    value: bytes | memoryview | None
     may_compute: bool
 
 
@@ -77,14 +77,14 @@ class AnswerCache:
         """How long a lease lasts; 0 where there are none."""
         return 0.0 if self._leases is None else self._leases.seconds
 
-    async def get_many(self, keys: SequenceOf[bytes], sizes: SequenceOf[int]) -> list[bytes | None] | None:
+    async def get_many(self, keys: SequenceOf[bytes], sizes: SequenceOf[int]) -> list[bytes | memoryview | None] | None:
         """Look keys up, whose values have about these sizes in bytes.
 
         Returns:
             A value for each, `cached_values.FOREIGN` in place of one that is another key's; None in place of all when
             Redis failed.
         """
-        values: list[bytes | None] = []
+        values: list[bytes | memoryview | None] = []
         for group in runs_within(sizes, _GROUP_BYTES):
             call = partial(_get, keys[group])
             found = await self._link.exchange("get", call, num_bytes=sum(sizes[group]))
@@ -112,7 +112,7 @@ class AnswerCache:
         if self._leases is not None:
             self._leases.give_back(keys)
 
-    async def set_many(self, items: SequenceOf[tuple[bytes, bytes]]) -> None:
+    async def set_many(self, items: SequenceOf[tuple[bytes, bytes | memoryview]]) -> None:
         """Remember values under keys, those of a size that Redis should hold, and give their claims back."""
         kept = [(key, value) for key, value in items if len(value) <= self.max_value_bytes]
         count = self._metrics.cache_writes.labels
@@ -161,7 +161,7 @@ class AnswerCache:
         asked = zip(keys, values, results[: len(keys)], results[len(keys) + 1 :], strict=True)
         return [Claim(value, await leases.may_compute(redis, key, *answers)) for key, value, *answers in asked]
 
-    async def _set(self, items: SequenceOf[tuple[bytes, bytes]], redis: Redis) -> list[object]:
+    async def _set(self, items: SequenceOf[tuple[bytes, bytes | memoryview]], redis: Redis) -> list[object]:
         pipeline = redis.pipeline(transaction=False)
         for key, value in items:
             pipeline.set(key, cached_value(key, value), ex=self._ttl_seconds)
@@ -186,7 +186,7 @@ class AnswerCache:
         self._metrics.cache_refuses_writes.set(error is not None)
 
 
-async def _get(keys: SequenceOf[bytes], redis: Redis) -> list[bytes | None]:
+async def _get(keys: SequenceOf[bytes], redis: Redis) -> list[bytes | memoryview | None]:
     # Typed for clients that decode their answers, which this one does not.
     values: Any = await redis.mget(keys)
     return [payload_in(key, value) for key, value in zip(keys, values, strict=True)]

@@ -13,20 +13,16 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from stillhouse.errors import ConfigurationError
-from stillhouse.teacher.v1 import teacher_service_pb2 as pb
-from stillhouse.teacher.v1 import teacher_service_pb2_grpc as pb_grpc
 from teacher_service.admission import Admission
 from teacher_service.connections import close_port
 from teacher_service.grpc_gate import HEALTH_MESSAGE_BYTES, HEALTH_NAME, Gate
 from teacher_service.lifecycle import Lifecycle
 from teacher_service.metrics import Metrics
 from teacher_service.request_notes import RequestNotes
-from teacher_service.servicer import TeacherServicer
+from teacher_service.servicer import SERVICE_NAME, TeacherServicer
 from teacher_service.settings import TeacherSettings
 
 Context = grpc.aio.ServicerContext[Any, Any]
-
-SERVICE_NAME = pb.DESCRIPTOR.services_by_name["TeacherService"].full_name
 
 # What health is told of: all of this process, by no name, and the service.
 _SERVICES = ("", SERVICE_NAME)
@@ -99,8 +95,7 @@ class GrpcDoor:
         self._server = grpc.aio.server(interceptors=[gate], options=options)
         self._health_server = grpc.aio.server(interceptors=[gate], options=health_options)
         self._health = HealthServicer()
-        servicer = TeacherServicer(lifecycle, metrics, settings.max_message_bytes)
-        pb_grpc.add_TeacherServiceServicer_to_server(servicer, self._server)
+        TeacherServicer(lifecycle, metrics, settings.max_message_bytes).add_to(self._server)
         for server in (self._server, self._health_server):
             health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         if settings.reflection:

@@ -116,6 +116,7 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic to 
         # One of the four kinds is set. The stubs type them for the threaded server alone.
         behaviour: Any = handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
         read = handler.request_deserializer or _as_it_is
+        write = handler.response_serializer or _as_it_is
 
         async def asked(requests: AsyncIterator[bytes]) -> Any:
             if handler.request_streaming:
@@ -126,8 +127,8 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic to 
         async def answer_once(requests: AsyncIterator[bytes], context: Context) -> Any:
             answer = None
             async with self._counted(name, context) as outcome, entering(context):
-                answer = await behaviour(await asked(requests), context)
-                self._expect_sent(context, answer.ByteSize())
+                answer = write(await behaviour(await asked(requests), context))
+                self._expect_sent(context, len(answer))
             await outcome.tell(context)
             return answer
 
@@ -138,10 +139,10 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic to 
                 await (answering if sends_itself else self._send_all(context, answering))
             await outcome.tell(context)
 
-        write = handler.response_serializer
         if handler.response_streaming:
+            # What it sends itself passes by here, so that gRPC has to write it.
             return grpc.stream_stream_rpc_method_handler(cast("Any", answer_with_many), None, write)
-        return grpc.stream_unary_rpc_method_handler(cast("Any", answer_once), None, write)
+        return grpc.stream_unary_rpc_method_handler(cast("Any", answer_once), None, None)
 
     @asynccontextmanager
     async def _admitted(self, authorization: str | None, context: Context) -> AsyncIterator[None]:

@@ -25,13 +25,13 @@ class Recall:
         """Lets others compute what was claimed and not set."""
         self._count = metrics.cache_requests.labels
 
-    async def look_up(self, expected: Mapping[bytes, Header]) -> dict[bytes, bytes]:
+    async def look_up(self, expected: Mapping[bytes, Header]) -> dict[bytes, bytes | memoryview]:
         """Return what is remembered of these keys, given the headers of their payloads."""
         values = await self._cache.get_many(list(expected), _sizes(expected))
         if values is None:
             self._count("error").inc(len(expected))
             return {}
-        found = {}
+        found: dict[bytes, bytes | memoryview] = {}
         for key, value in zip(expected, values, strict=True):
             if value is None:
                 self._count("miss").inc()
@@ -55,7 +55,7 @@ class Recall:
         return checked
 
 
-def _is_payload(value: bytes, expected: Header) -> bool:
+def _is_payload(value: bytes | memoryview, expected: Header) -> bool:
     try:
         return verify_payload(value) == expected
     except CodecError:

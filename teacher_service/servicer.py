@@ -14,13 +14,13 @@ from typing import Any, cast
 
 import grpc
 
-from stillhouse.chunks import split
+from stillhouse.answer_messages import RawAnswer, write_answer, write_chunk
+from stillhouse.chunks import split, split_views
 from stillhouse.encodings import ValueType
 from stillhouse.errors import FingerprintMismatchError, InvalidRequestError, RequestTooLongError
 from stillhouse.messages import description_to_proto, request_from_proto
 from stillhouse.request import Limits, LogitsRequest
 from stillhouse.teacher.v1 import teacher_service_pb2 as pb
-from stillhouse.teacher.v1 import teacher_service_pb2_grpc as pb_grpc
 from teacher_service.lifecycle import Lifecycle
 from teacher_service.metrics import Metrics
 from teacher_service.teacher import EncodedAnswer, Teacher
@@ -37,10 +37,12 @@ _VALUE_TYPES: dict[int, ValueType | None] = {
     pb.VALUE_TYPE_BFLOAT16: "bfloat16",
 }
 
+SERVICE_NAME = pb.DESCRIPTOR.services_by_name["TeacherService"].full_name
+
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
-class TeacherServicer(pb_grpc.TeacherServiceServicer):
+class TeacherServicer:
     """Answers the calls of the contract; what it raises is turned into a status by the gate before it."""
 
     def __init__(self, lifecycle: Lifecycle, metrics: Metrics, max_message_bytes: int) -> None:
@@ -49,12 +51,29 @@ class TeacherServicer(pb_grpc.TeacherServiceServicer):
         self._max_message_bytes = max_message_bytes
         self._reading = asyncio.Lock()
 
-    async def GetTeacher(self, request: pb.GetTeacherRequest, context: Context) -> pb.GetTeacherResponse:  # noqa: N802 - the contract's name
+    def add_to(self, server: grpc.aio.Server) -> None:
+        """Have a server answer by this."""
+        # Not by the generated handlers: answers come as the bytes of their messages, which protobuf would copy.
+        once: Any = grpc.unary_unary_rpc_method_handler  # typed for the threaded server alone
+        often: Any = grpc.unary_stream_rpc_method_handler
+        handlers = {
+            "GetTeacher": once(
+                self._get_teacher, pb.GetTeacherRequest.FromString, pb.GetTeacherResponse.SerializeToString
+            ),
+            "GetOutputHead": often(
+                self._get_output_head, pb.GetOutputHeadRequest.FromString, pb.GetOutputHeadResponse.SerializeToString
+            ),
+            "ComputeLogits": once(self._compute_logits, pb.ComputeLogitsRequest.FromString),
+            "StreamLogits": often(self._stream_logits, pb.StreamLogitsRequest.FromString),
+        }
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE_NAME, handlers),))
+
+    async def _get_teacher(self, request: pb.GetTeacherRequest, context: Context) -> pb.GetTeacherResponse:
         """Say what is served."""
         del context
         return description_to_proto(self._lifecycle.teacher.description, include_tokens=request.include_tokens)
 
-    async def GetOutputHead(  # noqa: N802 - as above
+    async def _get_output_head(
         self, request: pb.GetOutputHeadRequest, context: Context
     ) -> AsyncIterator[pb.GetOutputHeadResponse]:
         """Stream the output head in chunks, each sent when the caller has room for it."""
@@ -72,37 +91,28 @@ class TeacherServicer(pb_grpc.TeacherServiceServicer):
                 offset=offset, total_bytes=head.num_bytes, data=data, fingerprint=description.fingerprint
             )
 
-    async def ComputeLogits(  # noqa: N802 - as above
-        self, request: pb.ComputeLogitsRequest, context: Context
-    ) -> pb.ComputeLogitsResponse:
+    async def _compute_logits(self, request: pb.ComputeLogitsRequest, context: Context) -> bytes:
         """Answer in one message."""
         most = self._max_message_bytes - _MESSAGE_OVERHEAD_BYTES
         async with AsyncExitStack() as stack:
             answer = await stack.enter_async_context(self._answering(request.request, most))
-            response = pb.ComputeLogitsResponse(
-                payloads=answer.payloads,
-                fingerprint=answer.fingerprint,
-                timing=_timing(answer),
-                cache_hits=answer.cache_hits,
-            )
+            response = write_answer(RawAnswer(answer.payloads, answer.fingerprint, _timing(answer), answer.cache_hits))
             # Until its last byte has gone, the answer counts as held.
             held = stack.pop_all()
         context.add_done_callback(cast("Any", lambda _: asyncio.ensure_future(held.aclose())))
         return response
 
-    async def StreamLogits(  # noqa: N802 - as above
-        self, request: pb.StreamLogitsRequest, context: Context
-    ) -> AsyncIterator[pb.StreamLogitsResponse]:
+    async def _stream_logits(self, request: pb.StreamLogitsRequest, context: Context) -> AsyncIterator[bytes]:
         """Answer in chunks, each sent when the caller has room for it."""
         del context
         async with self._answering(request.request, None) as answer:
             sizes = [len(payload) for payload in answer.payloads]
             header = pb.StreamHeader(payload_bytes=sizes, fingerprint=answer.fingerprint)
-            yield pb.StreamLogitsResponse(header=header)
-            for offset, data in split(answer.payloads):
-                yield pb.StreamLogitsResponse(chunk=pb.StreamChunk(offset=offset, data=data))
+            yield pb.StreamLogitsResponse(header=header).SerializeToString()
+            for offset, parts in split_views(answer.payloads):
+                yield write_chunk(offset, parts)
             trailer = pb.StreamTrailer(timing=_timing(answer), cache_hits=answer.cache_hits)
-            yield pb.StreamLogitsResponse(trailer=trailer)
+            yield pb.StreamLogitsResponse(trailer=trailer).SerializeToString()
 
     @asynccontextmanager
     async def _answering(self, message: pb.LogitsRequest, max_bytes: int | None) -> AsyncIterator[EncodedAnswer]:

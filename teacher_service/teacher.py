@@ -37,7 +37,7 @@ from teacher_service.single_flight import SingleFlight, Ticket
 class EncodedAnswer:
     """One payload per sequence as bytes, in the order asked. Times in seconds; those of what was computed."""
 
-    payloads: tuple[bytes, ...]
+    payloads: tuple[bytes | memoryview, ...]
     fingerprint: str
     cache_hits: int = 0
     queue_seconds: float = 0.0
@@ -224,7 +224,7 @@ class Teacher:
             result=ticket.result,
         )
 
-    async def _remember(self, items: SequenceOf[tuple[bytes, bytes]]) -> None:
+    async def _remember(self, items: SequenceOf[tuple[bytes, bytes | memoryview]]) -> None:
         if self._cache is not None and items:
             await self._cache.set_many(items)
 

@@ -122,7 +122,7 @@ def _places(sequences: SequenceOf[Sequence], held: list[int]) -> Tensor:
     return torch.tensor(list(chain.from_iterable(places)), dtype=torch.int32)
 
 
-def _columns(headers: SequenceOf[Header], payloads: SequenceOf[bytes]) -> list[Column]:
+def _columns(headers: SequenceOf[Header], payloads: SequenceOf[bytes | memoryview]) -> list[Column]:
     if len(payloads) == 1 and headers[0].kind in (Kind.DENSE, Kind.HIDDEN):
         return [_shared(headers[0], payloads[0])]
     match concatenate(list(map(decode_payload, payloads))):
@@ -138,7 +138,7 @@ def _columns(headers: SequenceOf[Header], payloads: SequenceOf[bytes]) -> list[C
             return [_ragged(payload.token_ids, payload.offsets), counts, _flat(payload.entropy)]
 
 
-def _shared(header: Header, data: bytes) -> Column:
+def _shared(header: Header, data: bytes | memoryview) -> Column:
     """Read rows out of the payload's bytes as they are: to decode them would copy the largest answers there are."""
     values = memoryview(data)[HEADER_BYTES:]
     row_bytes = len(values) // header.rows

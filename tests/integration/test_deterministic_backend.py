@@ -61,7 +61,7 @@ def _jobs(loop: Any, vocabulary_size: int) -> list[Job]:
     return jobs
 
 
-def _bytes(compute: BatchComputer, jobs: list[Job]) -> list[bytes]:
+def _bytes(compute: BatchComputer, jobs: list[Job]) -> list[bytes | memoryview]:
     payloads = []
     for outcome in compute(jobs):
         assert isinstance(outcome, Computed), outcome
@@ -69,7 +69,9 @@ def _bytes(compute: BatchComputer, jobs: list[Job]) -> list[bytes]:
     return payloads
 
 
-def _assert_only_the_request_counts(backend: TeacherBackend, loop: Any, *, all_orders: bool = True) -> list[bytes]:
+def _assert_only_the_request_counts(
+    backend: TeacherBackend, loop: Any, *, all_orders: bool = True
+) -> list[bytes | memoryview]:
     compute = BatchComputer(backend, Metrics(), head_chunk_rows=16)
     jobs = _jobs(loop, backend.describe().vocabulary_size)
     alone = [_bytes(compute, [job])[0] for job in jobs]

@@ -26,7 +26,7 @@ class Model:
         self.gate.set()
         self.started = threading.Event()
         self.batches: list[list[int]] = []
-        self.remembered: list[tuple[bytes, bytes]] = []
+        self.remembered: list[tuple[bytes, bytes | memoryview]] = []
         self.fault: Exception | None = None
 
     def compute(self, jobs: SequenceOf[Job]) -> SequenceOf[Outcome]:
@@ -37,7 +37,7 @@ class Model:
             raise self.fault
         return [Computed(str(job.num_tokens).encode(), 0.0, 0.0, 0.0) for job in jobs]
 
-    async def remember(self, items: SequenceOf[tuple[bytes, bytes]]) -> None:
+    async def remember(self, items: SequenceOf[tuple[bytes, bytes | memoryview]]) -> None:
         self.remembered += items
 
 

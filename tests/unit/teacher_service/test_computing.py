@@ -70,7 +70,7 @@ def _job(loop: Any, length: int, encoding: Encoding, positions: Positions | None
     return Job(sequence, encoding, 1.0, VOCABULARY_SIZE, None, loop.create_future())
 
 
-def _payload(outcome: Outcome) -> bytes:
+def _payload(outcome: Outcome) -> bytes | memoryview:
     assert isinstance(outcome, Computed), outcome
     return outcome.payload
 

@@ -1,0 +1,129 @@
+"""What a service over gRPC, or any over TCP, cannot undercut: ready bytes, sent by nothing but the transport.
+
+    python -m benchmarks._serving_limits serve
+    python -m benchmarks._serving_limits load ADDRESSES SETTING [DOOR]
+
+The door `grpc` is a generic handler of grpc.aio that answers in one message, `grpc, chunks` one that streams the answer
+in parts of 1 MiB, and `tcp` a socket to which a thread writes it. All answers are made before the first request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+
+from benchmarks.peers.loading import Ask, load, load_async
+from benchmarks.peers.speaking import announce, speak
+from benchmarks.peers.table import QUESTIONS, SETTINGS, Ids, Setting, look_up, question, table
+from stillhouse.chunks import CHUNK_BYTES
+
+WHOLE, CHUNKS = "/limits/Whole", "/limits/Chunks"
+_UNBOUNDED = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
+_MOST_REQUEST_BYTES = 4096
+
+
+class _Ready(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic to its stubs alone
+    """Answers what a request's bytes name."""
+
+    def __init__(self, answers: dict[bytes, bytes]) -> None:
+        self._answers = answers
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
+        """Return the handler of a method."""
+        once: Any = grpc.unary_unary_rpc_method_handler  # typed for the threaded server alone
+        often: Any = grpc.unary_stream_rpc_method_handler
+        return once(self._whole) if handler_call_details.method == WHOLE else often(self._chunks)
+
+    async def _whole(self, request: bytes, context: object) -> bytes:
+        del context
+        return self._answers[request]
+
+    async def _chunks(self, request: bytes, context: object) -> AsyncIterator[bytes]:
+        del context
+        answer = self._answers[request]
+        for start in range(0, len(answer), CHUNK_BYTES):
+            yield answer[start : start + CHUNK_BYTES]
+
+
+def serve() -> None:
+    """Serve until killed."""
+    logits = table()
+    asked = [question(setting, number) for setting in SETTINGS.values() for number in range(QUESTIONS)]
+    answers = {ids.tobytes(): look_up(logits, ids).tobytes() for ids in asked}
+    listening = socket.create_server(("127.0.0.1", 0))
+    threading.Thread(target=_accept, args=(listening, answers), daemon=True).start()
+    asyncio.run(_serve(f"127.0.0.1:{listening.getsockname()[1]}", answers))
+
+
+async def _serve(tcp: str, answers: dict[bytes, bytes]) -> None:
+    server = grpc.aio.server(options=_UNBOUNDED)
+    server.add_generic_rpc_handlers((_Ready(answers),))
+    address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    await server.start()
+    announce({"grpc": address, "grpc, chunks": address, "tcp": tcp})
+    await asyncio.Event().wait()
+
+
+def _accept(listening: socket.socket, answers: dict[bytes, bytes]) -> None:
+    while True:
+        connection, _ = listening.accept()
+        threading.Thread(target=_answer, args=(connection, answers), daemon=True).start()
+
+
+def _answer(connection: socket.socket, answers: dict[bytes, bytes]) -> None:
+    with connection:
+        # A request is less than a packet, and nobody sends a second before the answer to the first.
+        while request := connection.recv(_MOST_REQUEST_BYTES):
+            connection.sendall(answers[request])
+
+
+def open_tcp(address: str, num_bytes: int) -> Ask:
+    """Open a connection that reads each answer into the same memory."""
+    host, _, port = address.rpartition(":")
+    connection = socket.create_connection((host, int(port)))
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    view = memoryview(bytearray(num_bytes))
+
+    def ask(ids: Ids) -> object:
+        connection.sendall(ids.tobytes())
+        got = 0
+        while got < num_bytes:
+            count = connection.recv_into(view[got:])
+            if not count:
+                raise ConnectionError("the server has gone")
+            got += count
+        return view
+
+    return ask
+
+
+async def load_grpc(address: str, door: str, setting: Setting) -> None:
+    """Ask over one channel, as a user of grpc.aio does."""
+    async with grpc.aio.insecure_channel(address, _UNBOUNDED) as channel:
+        whole: Any = channel.unary_unary(WHOLE, None, None)
+        chunks: Any = channel.unary_stream(CHUNKS, None, None)
+
+        async def ask(ids: Ids) -> object:
+            return await whole(ids.tobytes())
+
+        async def ask_chunks(ids: Ids) -> object:
+            return b"".join([chunk async for chunk in chunks(ids.tobytes())])
+
+        await load_async(setting, ask if door == "grpc" else ask_chunks)
+
+
+def _load(address: str, door: str, setting: Setting) -> None:
+    if door == "tcp":
+        num_bytes = look_up(table(), question(setting, 0)).nbytes
+        load(setting, lambda: open_tcp(address, num_bytes))
+    else:
+        asyncio.run(load_grpc(address, door, setting))
+
+
+if __name__ == "__main__":
+    speak(serve, _load)

@@ -1,0 +1,112 @@
+"""The real teacher service in a process of its own, its backend the table of `peers.table`, and a load client for it.
+
+    python -m benchmarks._table_service serve
+    python -m benchmarks._table_service load ADDRESSES SETTING [DOOR]
+
+The client is Stillhouse's own; by the door `table` each answer is looked up and encoded, by `cache` it is remembered.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence as SequenceOf
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+from torch import Tensor
+
+from benchmarks.peers import table
+from benchmarks.peers.loading import load_async
+from benchmarks.peers.speaking import announce, speak
+from stillhouse.client import AsyncTeacherClient
+from stillhouse.encodings import Dense
+from stillhouse.logs import configure_logging
+from stillhouse.payloads import DenseLogits, OutputHead
+from stillhouse.request import LogitsRequest, Sequence
+from teacher_service.backends import BackendDescription, TeacherBackend
+from teacher_service.backends.base import HiddenRows
+from teacher_service.embedded_redis import EmbeddedRedis
+from teacher_service.service import TeacherService
+from teacher_service.settings import TeacherSettings
+
+_CACHE_BYTES = 2 * 2**30
+
+
+class TableBackend(TeacherBackend):
+    """Answers each position by the row of the table that its token names."""
+
+    def __init__(self) -> None:
+        self._hidden = torch.from_numpy(table.hidden_states())
+        self._head = OutputHead(torch.from_numpy(table.output_head()))
+        self._logits = self._hidden @ self._head.weight.T
+
+    def describe(self) -> BackendDescription:
+        """Describe it."""
+        return BackendDescription(
+            model="table", weights_fingerprint="0" * 32, tokenizer_fingerprint="", vocabulary_size=table.VOCABULARY,
+            hidden_size=table.HIDDEN_SIZE, max_sequence_tokens=8192, compute_dtype="float32", device_kind="cpu",
+            library_version="1", attention="none", mode="throughput",
+        )  # fmt: skip
+
+    def forward(self, sequences: SequenceOf[Sequence]) -> HiddenRows:
+        """Return the hidden states of the positions asked for."""
+        rows = []
+        for sequence in sequences:
+            ids = [sequence.token_ids[index] % table.ROWS for index in sequence.position_indices()]
+            rows.append(self._hidden[ids])
+        return HiddenRows(tuple(rows), padding_tokens=0)
+
+    def head(self, hidden_rows: Tensor) -> Tensor:
+        """Return the rows that the first column names."""
+        return self._logits[hidden_rows[:, 0].long()]
+
+    def output_head(self) -> OutputHead:
+        """Return the true one: who rebuilds has the table."""
+        return self._head
+
+
+def serve() -> None:
+    """Serve until killed."""
+    configure_logging("error", "json")
+    # The clients have the other core: two threads that wait for each other at every look-up would wait for them.
+    torch.set_num_threads(1)
+    with EmbeddedRedis(_CACHE_BYTES) as redis:
+        asyncio.run(_serve(redis.url))
+
+
+async def _serve(redis_url: str) -> None:
+    # A look-up that comes too late would be computed instead.
+    settings = TeacherSettings(backend="table", http_port=0, grpc_port=0, cache_timeout_seconds=10)
+    service = TeacherService(settings, ThreadPoolExecutor(1), redis_url, opener=lambda _: TableBackend())
+    await service.open()
+    await service.load()
+    address = f"127.0.0.1:{service.grpc_port}"
+    announce({"table": address, "cache": address})
+    await asyncio.Event().wait()
+
+
+async def load(address: str, door: str, setting: table.Setting) -> None:
+    """Ask as a user does: requests in, tensors out."""
+    async with AsyncTeacherClient(address) as client:
+
+        async def ask(ids: table.Ids) -> object:
+            answer = await client.answer(
+                LogitsRequest(
+                    tuple(Sequence((token,)) for token in ids.tolist()),
+                    Dense("float32"),
+                    vocabulary_size=table.VOCABULARY if len(ids) > 1 else table.FEW_VALUES,
+                    cache_mode="bypass" if door == "table" else "use",
+                )
+            )
+            return [_values(payload) for payload in answer.payloads]
+
+        await load_async(setting, ask)
+
+
+def _values(payload: object) -> object:
+    assert isinstance(payload, DenseLogits)
+    return payload.logits.numpy()
+
+
+if __name__ == "__main__":
+    speak(serve, lambda address, door, setting: asyncio.run(load(address, door, setting)))
