@@ -92,8 +92,9 @@ $(PEERS)/%/.installed: benchmarks/peers/%.txt
 	@touch $@
 
 bench-peers: $(VENV)/.dev $(PEER_VENVS:%=$(PEERS)/%/.installed)  ## Run the benchmarks that have peers, beside them.
-	$(PEERS)/losses/bin/python -m benchmarks run kd_kernel $(ARGS)
-	$(BIN)/python -m benchmarks run serving $(ARGS)
+	$(PEERS)/losses/bin/python -m benchmarks run kd_kernel --results benchmarks/results/peers $(ARGS)
+	$(BIN)/python -m benchmarks run serving --results benchmarks/results/peers $(ARGS)
+	$(BIN)/python -m benchmarks page
 
 # The theme's maintainers announce their next program on every build; what is pinned here builds without it.
 docs: $(VENV)/.dev  ## Build the site of docs/ into site/; a link that leads nowhere is an error.

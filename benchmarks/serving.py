@@ -11,16 +11,18 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
-from benchmarks._contestants import Contest, Contestant, contest
-from benchmarks._positions import ENCODINGS, Positions
 from benchmarks._result import Result, Value
+from benchmarks._serving.contestants import Contest, Contestant, contest
+from benchmarks._serving.positions import ENCODINGS, Positions
 from benchmarks.peers.table import SETTINGS, VOCABULARY
 
-OURS = "benchmarks._table_service"
-LIMITS = "benchmarks._serving_limits"
+OURS = "benchmarks._serving.table_service"
+LIMITS = "benchmarks._serving.limits"
 OWN = (
     Contestant("stillhouse", OURS, "table", over_grpc=True),
     Contestant("stillhouse, cache", OURS, "cache", over_grpc=True),
@@ -44,38 +46,60 @@ def measure(quick: bool) -> Result:
     """Measure both settings and the encodings; the figures are medians of the rounds' ratios."""
     rounds = 2 if quick else 5
     peers = [peer for peer in PEERS if peer.python.exists()]
-    contestants = [*OWN, *peers, *BOUNDS]
     rows: list[dict[str, Value]] = []
     with contest() as running:
-        for contestant in contestants:
-            running.start_server(contestant)
+        turns = _Turns(running, [*OWN, *peers, *BOUNDS])
         # By setting, for each contestant the answers a second in each round.
-        rates = {
-            name: _rates(running, contestants, name, rounds, count // 16 if quick else count)
-            for name, count in REQUESTS.items()
-        }
+        rates = {name: turns.rates(name, rounds, count // 16 if quick else count) for name, count in REQUESTS.items()}
         for name, by_contestant in rates.items():
             scale = SETTINGS[name].sequences * VOCABULARY * 4 / 1e6 if name == "large" else 1.0
             rows += [_row(f"{name}, {_unit(name)}", one, of, scale) for one, of in by_contestant.items()]
         address = running.addresses[OURS]["cache"]
         positions = _positions(address, rounds, quick=quick)
     rows += [_row("out of the cache, positions/s", name, of, 1.0) for name, of in positions.items()]
-    figures = _over_peers(rates, peers)
+    rows += [{"setting": "failed", "contestant": name, "why": why} for name, why in turns.failed.items()]
+    figures = _over_peers(rates, [peer for peer in peers if peer.name not in turns.failed])
     figures["topk64_tokens_s_over_dense"] = _ratio(positions["top_k:64"], positions["dense:f32"])
     return Result("serving", rounds, rows, figures)
 
 
-def _rates(
-    running: Contest, contestants: list[Contestant], setting: str, rounds: int, count: int
-) -> dict[str, list[float]]:
-    clients = {one.name: running.start_client(one, setting) for one in contestants}
-    rates: dict[str, list[float]] = {name: [] for name in clients}
-    for number in range(rounds + 1):
-        for name, client in clients.items():
-            seconds = client.go(count)
-            if number:  # the first warms up
-                rates[name].append(count / seconds)
-    return rates
+class _Turns:
+    """Contestants that take turns. A peer that fails is left out from then on; that one of ours does is an error."""
+
+    def __init__(self, running: Contest, contestants: list[Contestant]) -> None:
+        self._running = running
+        self._contestants = contestants
+        self.failed: dict[str, str] = {}
+        for contestant in contestants:
+            with self._bearing_with(contestant):
+                running.start_server(contestant)
+
+    def rates(self, setting: str, rounds: int, count: int) -> dict[str, list[float]]:
+        """Return by contestant its answers a second in each round."""
+        clients = {}
+        for contestant in self._going():
+            with self._bearing_with(contestant):
+                clients[contestant.name] = self._running.start_client(contestant, setting)
+        rates: dict[str, list[float]] = {name: [] for name in clients}
+        for number in range(rounds + 1):
+            for contestant in self._going():
+                with self._bearing_with(contestant):
+                    seconds = clients[contestant.name].go(count)
+                    if number:  # the first warms up
+                        rates[contestant.name].append(count / seconds)
+        return {name: of for name, of in rates.items() if name not in self.failed}
+
+    def _going(self) -> list[Contestant]:
+        return [one for one in self._contestants if one.name not in self.failed]
+
+    @contextmanager
+    def _bearing_with(self, contestant: Contestant) -> Iterator[None]:
+        try:
+            yield
+        except RuntimeError as error:
+            if contestant.environment is None:
+                raise
+            self.failed[contestant.name] = str(error).strip().splitlines()[-1]
 
 
 def _positions(address: str, rounds: int, *, quick: bool) -> dict[str, list[float]]:

@@ -50,6 +50,20 @@ def step(results: Results) -> str:
     return _picture("", _of_bars(len(rows) + 2), [draw])
 
 
+def serving(results: Results) -> str:
+    """Megabytes and requests a second, medians."""
+
+    def drawn(setting: str) -> Callable[[Axes], None]:
+        def draw(axes: Axes) -> None:
+            _bars(axes, results.rows("serving", setting=setting), "contestant", "median")
+            axes.set_title(setting, fontsize=10, loc="left")
+            axes.set_xscale("log")
+
+        return draw
+
+    return _picture("", (9.0, 4.2), [drawn("large, MB/s"), drawn("small, requests/s")], columns=2)
+
+
 COST_CURVES: Final = (
     "loss and gradient",
     "output head",
@@ -110,6 +124,7 @@ def cluster(results: Results) -> str:
 PLOTS: Final[dict[str, Callable[[Results], str]]] = {
     "kernel": kernel,
     "step": step,
+    "serving": serving,
     "cost": cost,
     "cluster": cluster,
 }
@@ -127,7 +142,7 @@ def _bars(axes: Axes, rows: Sequence[dict[str, Value]], name: str, value: str) -
 def _colour(name: str) -> str:
     if name.startswith("stillhouse"):
         return OURS
-    return LIMIT if name.startswith(("memory pass", "raw", "bare")) else THEIRS
+    return LIMIT if name.startswith(("memory pass", "limit")) else THEIRS
 
 
 def _of_bars(count: int) -> tuple[float, float]:

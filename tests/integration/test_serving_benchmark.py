@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from benchmarks._contestants import contest
+from benchmarks._serving.contestants import contest
 from benchmarks.peers.loading import Checked
 from benchmarks.peers.table import SETTINGS, Setting, hidden_states, look_up, output_head, question, table
 from benchmarks.serving import BOUNDS, OWN

@@ -1,7 +1,7 @@
 """What a service over gRPC, or any over TCP, cannot undercut: ready bytes, sent by nothing but the transport.
 
-    python -m benchmarks._serving_limits serve
-    python -m benchmarks._serving_limits load ADDRESSES SETTING [DOOR]
+    python -m benchmarks._serving.limits serve
+    python -m benchmarks._serving.limits load ADDRESSES SETTING [DOOR]
 
 The door `grpc` is a generic handler of grpc.aio that answers in one message, `grpc, chunks` one that streams the answer
 in parts of 1 MiB, and `tcp` a socket to which a thread writes it. All answers are made before the first request.

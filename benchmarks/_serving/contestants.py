@@ -23,7 +23,7 @@ from typing import IO, Any
 from benchmarks.peers.loading import PATIENCE_SECONDS
 from stillhouse.processes import die_with_parent
 
-_REPOSITORY = Path(__file__).parent.parent
+_REPOSITORY = Path(__file__).parents[2]
 _ENVIRONMENTS = _REPOSITORY / ".venv-peers"
 _TURN_SECONDS = 300.0
 

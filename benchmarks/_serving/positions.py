@@ -1,4 +1,4 @@
-"""Positions a second, by encoding, of what the service of `_table_service` has in its cache.
+"""Positions a second, by encoding, of what the service of `table_service` has in its cache.
 
 Every answer is compared with the first of its kind, and that with the table.
 """

@@ -1,7 +1,7 @@
 """The real teacher service in a process of its own, its backend the table of `peers.table`, and a load client for it.
 
-    python -m benchmarks._table_service serve
-    python -m benchmarks._table_service load ADDRESSES SETTING [DOOR]
+    python -m benchmarks._serving.table_service serve
+    python -m benchmarks._serving.table_service load ADDRESSES SETTING [DOOR]
 
 The client is Stillhouse's own; by the door `table` each answer is looked up and encoded, by `cache` it is remembered.
 """

@@ -1,0 +1,1 @@
+"""Servers and load clients that take turns, each a process of its own, and what stands beside them as limits."""
