@@ -10,6 +10,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from benchmarks._result import Result, Value
 from benchmarks.report.goals import HEADLINES
+from benchmarks.report.numbers import number
 from benchmarks.report.plots import PLOTS
 from benchmarks.report.results import Results
 
@@ -54,16 +55,6 @@ def render(results: Results) -> str:
         rows=results.rows,
         pictures=PICTURES,
     )
-
-
-def number(value: Value) -> str:
-    """Return a number in three figures, or all of its whole ones, with commas; a text as it is."""
-    if not isinstance(value, int | float):
-        return "" if value is None else str(value)
-    if isinstance(value, int) or abs(value) >= 100:
-        return f"{value:,.0f}"
-    text = f"{value:.3g}"
-    return f"{float(text):f}".rstrip("0").rstrip(".") if "e" in text else text
 
 
 def _headlines(results: Results) -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from benchmarks._result import Value
 from benchmarks._training.phases import PHASES
+from benchmarks.report.numbers import number
 from benchmarks.report.results import Results
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ def kernel(results: Results) -> str:
     def draw(axes: Axes) -> None:
         _bars(axes, rows, "contestant", "min_ms")
         axes.set_xlabel("ms, log scale, least of all rounds")
-        axes.set_xscale("log")
+        _log_x(axes)
 
     return _picture("Loss and gradient of [512, 49152]", _of_bars(len(rows)), [draw])
 
@@ -56,8 +57,8 @@ def serving(results: Results) -> str:
     def drawn(setting: str) -> Callable[[Axes], None]:
         def draw(axes: Axes) -> None:
             _bars(axes, results.rows("serving", setting=setting), "contestant", "median")
-            axes.set_title(setting, fontsize=10, loc="left")
-            axes.set_xscale("log")
+            axes.set_title(f"{setting}, log scale", fontsize=10, loc="left")
+            _log_x(axes)
 
         return draw
 
@@ -135,8 +136,16 @@ def _bars(axes: Axes, rows: Sequence[dict[str, Value]], name: str, value: str) -
     names = [str(row[name]) for row in rows][::-1]
     values = [float(row[value] or 0.0) for row in rows][::-1]
     axes.barh(names, values, color=[_colour(each) for each in names])
-    axes.bar_label(axes.containers[0], fmt="{:,.4g}", padding=3, fontsize=9)  # type: ignore[arg-type]  # bars, as made above
+    axes.bar_label(axes.containers[0], [number(each) for each in values], padding=3, fontsize=9)  # type: ignore[arg-type]  # bars, as made above
     axes.margins(x=0.15)
+
+
+def _log_x(axes: Axes) -> None:
+    from matplotlib.ticker import NullFormatter, ScalarFormatter
+
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(ScalarFormatter())
+    axes.xaxis.set_minor_formatter(NullFormatter())
 
 
 def _colour(name: str) -> str:

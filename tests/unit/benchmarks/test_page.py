@@ -12,7 +12,8 @@ from typer.testing import CliRunner
 from benchmarks.__main__ import app, questions
 from benchmarks._result import Result, machine
 from benchmarks.report.goals import HEADLINES, Headline
-from benchmarks.report.page import DOCS, number, render, write_page
+from benchmarks.report.numbers import number
+from benchmarks.report.page import DOCS, render, write_page
 from benchmarks.report.results import PEERS, MissingResultError, Results, save
 
 runner = CliRunner()
