@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import structlog
+
+# Programs for a GPU are run by numpy. Read when triton is first imported, which torch does in some tests.
+os.environ["TRITON_INTERPRET"] = "1"
 
 TINY_VOCABULARY_SIZE = 300
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 
@@ -13,9 +12,6 @@ import torch
 from torch import Tensor
 
 from stillhouse.kd import kernels
-
-# Programs for a GPU are run by numpy: read when triton is imported, and again at each of its programs.
-os.environ["TRITON_INTERPRET"] = "1"
 
 Reference = Callable[..., tuple[float, Tensor]]
 
