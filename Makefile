@@ -31,7 +31,7 @@ $(VENV)/.dev: $(VENV)/.installed
 	$(PIP) --group dev
 	@touch $@
 
-.PHONY: help install demo test test-long lint format types proto proto-check bench bench-peers docs constraints clean
+.PHONY: help install demo test test-long lint format types proto proto-check bench bench-quick bench-peers docs constraints clean
 
 help:  ## Show the targets.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -43,7 +43,7 @@ demo: install  ## Distil SmolLM2 into a smaller student through the real service
 
 # Two at a time, a file's tests on one worker: they share what it makes, and most of the time is waiting.
 test: $(VENV)/.dev  ## Unit, contract, integration and short end-to-end tests.
-	$(BIN)/python -m pytest -m "not long" -n 2 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -m "not long and not benchmark" -n 2 --dist loadfile $(ARGS)
 
 test-long: $(VENV)/.dev  ## Faults, churn and fuzz at full counts; COUNT=0.1 reduces them.
 	STILLHOUSE_TEST_COUNT=$(or $(COUNT),1) $(BIN)/python -m pytest -m long $(ARGS)
@@ -76,6 +76,10 @@ proto-check: $(BUF) proto  ## Lint the .proto, and fail when the stubs in the re
 bench: $(VENV)/.dev  ## Run every benchmark, and write docs/performance.md of what they say.
 	$(BIN)/python -m benchmarks run all --results benchmarks/results $(ARGS)
 	$(BIN)/python -m benchmarks page
+
+# Two at a time: nothing is measured.
+bench-quick: $(VENV)/.dev  ## See that every benchmark runs, in its quick form.
+	$(BIN)/python -m pytest -m benchmark -n 2 $(ARGS)
 
 # The other losses in a venv of their own: what they need is none of ours.
 $(PEERS)/losses/.installed: pyproject.toml constraints.txt benchmarks/peers/losses.txt

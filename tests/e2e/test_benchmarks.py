@@ -15,7 +15,7 @@ from benchmarks.report.goals import HEADLINES
 
 ROOT = Path(__file__).parents[2]
 
-pytestmark = [pytest.mark.long, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.benchmark, pytest.mark.timeout(300)]
 
 
 @pytest.mark.parametrize("name", questions())
