@@ -11,8 +11,9 @@ BUF_VERSION := 1.75.0
 AXE_VERSION := 4.10.3
 BUF := node_modules/.bin/buf
 
-# Tests compute in many processes at once: threads that spin while they wait would take each other's cores.
-export OMP_WAIT_POLICY ?= passive
+# As the commands choose for themselves: tests compute in many processes at once, and threads that spin while they wait
+# would take each other's cores.
+export GOMP_SPINCOUNT ?= 3000
 
 $(VENV)/.python:
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" || { echo "make: Python 3.11 or newer is needed; name one: make PYTHON=/path/to/python3.11 ..." >&2; exit 2; }

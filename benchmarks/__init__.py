@@ -4,7 +4,7 @@ One file is one question; its docstring's first line asks it. A file answers wit
 checks inside that the contestants compute the same. Files whose names begin with an underscore are what they share.
 """
 
-from stillhouse.thread_waiting import wait_asleep
+from stillhouse.thread_waiting import spin_briefly
 
 # As the command does for itself: what is measured here is what runs there.
-wait_asleep()
+spin_briefly()

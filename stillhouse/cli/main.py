@@ -18,7 +18,7 @@ import typer
 from pydantic import ValidationError
 
 from stillhouse.errors import GuardError, StillhouseError
-from stillhouse.thread_waiting import wait_asleep
+from stillhouse.thread_waiting import spin_briefly
 from stillhouse.version import version_text
 
 EXIT_DONE = 0
@@ -110,7 +110,7 @@ def run(app: typer.Typer, prog_name: str, arguments: list[str] | None = None) ->
 
     Each service's `__main__` calls this too, so that `python -m` and the command agree.
     """
-    wait_asleep()
+    spin_briefly()
     command = typer.main.get_command(app)
     try:
         result = command.main(args=arguments, prog_name=prog_name, standalone_mode=False)

@@ -1,4 +1,4 @@
-"""Threads of a computation wait asleep, unless whoever starts the command has said otherwise."""
+"""Threads of a computation spin briefly and then sleep, unless whoever starts the command has said otherwise."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from stillhouse.thread_waiting import VARIABLES, wait_asleep
+from stillhouse.thread_waiting import SPINS, VARIABLES, spin_briefly
 
 
 @pytest.fixture(autouse=True)
@@ -17,15 +17,15 @@ def _says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
-def test_they_sleep_where_the_environment_says_nothing() -> None:
-    wait_asleep()
-    assert os.environ["OMP_WAIT_POLICY"] == "passive"
+def test_they_spin_briefly_where_the_environment_says_nothing() -> None:
+    spin_briefly()
+    assert os.environ["GOMP_SPINCOUNT"] == SPINS
 
 
-@pytest.mark.parametrize(("name", "value"), [("OMP_WAIT_POLICY", "active"), ("GOMP_SPINCOUNT", "1000")])
+@pytest.mark.parametrize(("name", "value"), [("OMP_WAIT_POLICY", "active"), ("GOMP_SPINCOUNT", "100000")])
 def test_what_the_environment_says_stands(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
     monkeypatch.setenv(name, value)
-    wait_asleep()
+    spin_briefly()
     assert {key: os.environ[key] for key in VARIABLES if key in os.environ} == {name: value}
 
 
