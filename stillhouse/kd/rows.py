@@ -207,8 +207,7 @@ class RowKernel:
         """
         tempered, tempered_sum = self._tempered(shifted, plain, plain_sum)
         drawn = shifted.gather(1, teacher.token_ids)
-        # Where nothing was drawn (padding) even a student's -inf counts 0.
-        expected = torch.where(teacher.weights > 0, teacher.weights * drawn, 0.0).sum(-1, keepdim=True)
+        expected = expected_draw(teacher.weights, drawn)
         if target is not None:
             torch.mul(tempered, self._weights.kl / tempered_sum + shared_weight, out=target)
             target.scatter_add_(1, teacher.token_ids, (teacher.weights * -self._weights.kl).to(target.dtype))
@@ -246,8 +245,8 @@ class RowKernel:
         log_normalizer = torch.logaddexp(torch.logsumexp(head, -1, keepdim=True), log_tail_sum)
         log_head, log_tail = head - log_normalizer, log_tail_sum - log_normalizer
         probs, tail_prob = teacher.log_probs.exp(), teacher.log_tail.exp()
-        kl = _weighted(probs, teacher.log_probs, log_head).sum(-1, keepdim=True)
-        kl = kl + _weighted(tail_prob, teacher.log_tail, log_tail)
+        kl = weighted(probs, teacher.log_probs, log_head).sum(-1, keepdim=True)
+        kl = kl + weighted(tail_prob, teacher.log_tail, log_tail)
         if target is not None:
             tail_weight = self._weights.kl * (log_tail.exp() - tail_prob) / tail_sum
             tail_weight = torch.where(tail_sum > 0, tail_weight, 0.0) + shared_weight * tail_top.exp()
@@ -276,6 +275,11 @@ class RowKernel:
         return self._buffers[name][:rows]
 
 
-def _weighted(probs: Tensor, log_probs: Tensor, log_student: Tensor) -> Tensor:
+def expected_draw(weights: Tensor, drawn: Tensor) -> Tensor:
+    """Return the row sums `[r, 1]` of `w x`, 0 where nothing was drawn (padding), even of a student's -inf."""
+    return torch.where(weights > 0, weights * drawn, 0.0).sum(-1, keepdim=True)
+
+
+def weighted(probs: Tensor, log_probs: Tensor, log_student: Tensor) -> Tensor:
     """Return `p (log p - log q)`, 0 where the teacher has no mass at all."""
     return torch.where(log_probs == -torch.inf, 0.0, probs * (log_probs - log_student))

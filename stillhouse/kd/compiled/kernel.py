@@ -15,7 +15,7 @@ from stillhouse.encodings import Candidates, Dense, Encoding, Hidden, TopK
 from stillhouse.kd.compiled.rows import dense_rows
 from stillhouse.kd.compiled.top_k import top_k_rows
 from stillhouse.kd.compiled.vectors import ONE_T, temper_of
-from stillhouse.kd.rows import DenseRows, RowTerms, RowWeights, SampledRows, TeacherRows, TopKRows
+from stillhouse.kd.rows import DenseRows, RowTerms, RowWeights, SampledRows, TeacherRows, TopKRows, expected_draw
 
 CHUNK_ELEMENTS = 2**23
 """Logits of a chunk: what is not float32 is widened a chunk at a time, in 32 MiB for each side and the gradient."""
@@ -82,9 +82,7 @@ class CompiledKernel:
     def _from_draws(self, student: Tensor, teacher: SampledRows, normalizer: Tensor, target: Tensor | None) -> Tensor:
         """Return the estimate of KL from draws, `log Z - sum(w x) - H`, and take the draws off the gradient."""
         drawn = student.gather(1, teacher.token_ids).double() * float(self._inverse_temperature)
-        weights = teacher.weights.double()
-        # Where nothing was drawn (padding) even a student's -inf counts 0.
-        expected = torch.where(weights > 0, weights * drawn, 0.0).sum(-1)
+        expected = expected_draw(teacher.weights.double(), drawn)[:, 0]
         if target is not None:
             target.scatter_add_(1, teacher.token_ids, teacher.weights * -self._weights.kl)
         return normalizer - expected - teacher.entropy[:, 0].double()

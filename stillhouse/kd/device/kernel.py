@@ -18,6 +18,8 @@ from stillhouse.kd.rows import (
     SampledRows,
     TeacherRows,
     TopKRows,
+    expected_draw,
+    weighted,
 )
 
 BLOCK: Final = 4096
@@ -92,7 +94,8 @@ class DeviceKernel:
         log_normalizer = torch.logaddexp(cooled_head.logsumexp(1, keepdim=True), log_tail_sum)
         log_head, log_tail = cooled_head - log_normalizer, log_tail_sum - log_normalizer
         taught, taught_tail = teacher.log_probs.double(), teacher.log_tail.double()
-        kl = _weighted(taught, log_head).sum(1) + _weighted(taught_tail, log_tail)[:, 0]
+        kl = weighted(taught.exp(), taught, log_head).sum(1)
+        kl = kl + weighted(taught_tail.exp(), taught_tail, log_tail)[:, 0]
         if gradient is not None:
             label_weight = (labels != NO_LABEL).double()[:, None] * self._weights.cross_entropy
             plain_weight = label_weight / plain
@@ -146,20 +149,13 @@ class DeviceKernel:
     def _from_draws(self, student: Tensor, teacher: SampledRows, top: Tensor, cooled: Tensor) -> Tensor:
         """Return the estimate of KL from draws, `log Z - sum(w x) - H`."""
         drawn = (student.gather(1, teacher.token_ids).double() - top[:, None]) * self._per_t
-        weights = teacher.weights.double()
-        # Where nothing was drawn (padding) even a student's -inf counts 0.
-        expected = torch.where(weights > 0, weights * drawn, 0.0).sum(1)
+        expected = expected_draw(teacher.weights.double(), drawn)[:, 0]
         return cooled.log() - expected - teacher.entropy[:, 0].double()
 
     @staticmethod
     def _cross_entropy(student: Tensor, labels: Tensor, top: Tensor, plain: Tensor) -> Tensor:
         at_label = student.gather(1, labels.clamp_min(0)[:, None])[:, 0].double()
         return torch.where(labels != NO_LABEL, plain.log() - (at_label - top), 0.0)
-
-
-def _weighted(log_probs: Tensor, log_student: Tensor) -> Tensor:
-    """Return `p (log p - log q)`, 0 where the teacher has no mass at all."""
-    return torch.where(log_probs == -torch.inf, 0.0, log_probs.exp() * (log_probs - log_student))
 
 
 def _flat(rows: Tensor) -> Tensor:
