@@ -8,12 +8,15 @@ import tempfile
 import time
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from torch._C._distributed_c10d import TCPStore
 
 from stillhouse.processes import Child
 from student_worker.elastic.network import use_interface_of
+
+ENVIRONMENT: Final = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent.parent)}
+"""Of a worker: one thread, and the benchmarks to be found."""
 
 WORKER_SECONDS = 1200.0
 """Far more than the slowest world takes; a worker that hangs must not hang the benchmark."""
@@ -29,12 +32,11 @@ def run_workers(program: str, world_size: int, *arguments: int) -> Any:
     """
     use_interface_of("127.0.0.1")
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    environment = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent.parent)}
     argv = [sys.executable, "-m", program, *map(str, (store.port, world_size, *arguments))]
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         workers = [
-            stack.enter_context(Child(f"worker {rank}", [*argv, str(rank)], folder / f"{rank}.log", environment))
+            stack.enter_context(Child(f"worker {rank}", [*argv, str(rank)], folder / f"{rank}.log", ENVIRONMENT))
             for rank in range(world_size)
         ]
         deadline = time.monotonic() + WORKER_SECONDS

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks._result import Result, Value
+from benchmarks._workers import ENVIRONMENT
 from stillhouse.processes import Child
 from student_worker.elastic.lighthouse import Lighthouse
 
@@ -92,8 +93,7 @@ class _Workers:
         lighthouse, elements = self._arguments
         argv = [sys.executable, "-m", "benchmarks._recovery_worker", lighthouse, name, str(self._log(name)), elements]
         argv += [str(STEP_SECONDS), str(TIMEOUT_SECONDS)]
-        environment = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent.parent)}
-        self._processes[name] = Child(name, argv, self._folder / f"{name}.log", environment)
+        self._processes[name] = Child(name, argv, self._folder / f"{name}.log", ENVIRONMENT)
 
     def signal(self, name: str, number: signal.Signals) -> float:
         """Send it, and return the moment."""

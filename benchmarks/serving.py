@@ -14,8 +14,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import torch
-
+from benchmarks._measure import one_thread
 from benchmarks._result import Result, Value
 from benchmarks._serving.contestants import Contest, Contestant, contest
 from benchmarks._serving.positions import ENCODINGS, Positions
@@ -103,8 +102,8 @@ class _Turns:
 
 
 def _positions(address: str, rounds: int, *, quick: bool) -> dict[str, list[float]]:
-    torch.set_num_threads(1)  # the service has the other core
-    with Positions(address) as asking:
+    # The service has the other core.
+    with one_thread(), Positions(address) as asking:
         rates: dict[str, list[float]] = {name: [] for name in ENCODINGS}
         for number in range(rounds + 1):
             for name in ENCODINGS:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
@@ -27,7 +26,7 @@ from benchmarks._cost.model import (
     payload_bytes,
 )
 from benchmarks._cost.point import Point
-from benchmarks._measure import interleave
+from benchmarks._measure import interleave, one_thread
 from benchmarks._training.loop import small_llama
 from stillhouse.codec import decode_payload, encode_payload
 from stillhouse.encode import encode_hidden, encode_logits
@@ -62,17 +61,6 @@ TEMPERATURE, ALPHA = 2.0, 0.5
 # In a core's caches, and far outside of them.
 _CACHED_FLOATS, _PASS_FLOATS = 2**14, 2**24
 _EXPONENTIAL_TURNS = 64
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Give torch one thread, until the end."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def compute_points(quick: bool) -> tuple[list[Point], Machine]:

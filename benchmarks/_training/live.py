@@ -15,9 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-import torch
-
-from benchmarks._measure import seconds_of
+from benchmarks._measure import one_thread, seconds_of
 from benchmarks._real_service import real_service
 from benchmarks._result import Value
 from benchmarks._slow_service import slow_service
@@ -118,11 +116,10 @@ def _asking(client: TeacherClient) -> Asking:
 @contextmanager
 def _one_core() -> Iterator[None]:
     """Give this process the first core alone, and torch one thread, until the end."""
-    cores, threads = os.sched_getaffinity(0), torch.get_num_threads()
+    cores = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {min(cores)})
-    torch.set_num_threads(1)
     try:
-        yield
+        with one_thread():
+            yield
     finally:
         os.sched_setaffinity(0, cores)
-        torch.set_num_threads(threads)

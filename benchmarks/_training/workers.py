@@ -14,6 +14,7 @@ from typing import Any
 
 from benchmarks._result import Value
 from benchmarks._training.loop import Trained, step_ratio, training_row
+from benchmarks._workers import ENVIRONMENT
 from student_worker.elastic.lighthouse import Lighthouse
 
 NAMES = {1: "one worker, a core", 2: "two workers, a core each"}
@@ -69,10 +70,9 @@ def _world(cores: list[int], quick: bool) -> dict[str, Any]:
 def _worker(core: int, world: int, address: str, quick: bool, folder: Path) -> Iterator[subprocess.Popen[str]]:
     argv = [sys.executable, "-m", "benchmarks._training.worker", str(core), str(world), address, str(int(quick))]
     argv.append(str(folder / f"{core}.json"))
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
     with (folder / f"{core}.log").open("wb") as log:
         process = subprocess.Popen(
-            argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, env=environment
+            argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, env=os.environ | ENVIRONMENT
         )
         try:
             with process:
