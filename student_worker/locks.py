@@ -8,9 +8,14 @@ from __future__ import annotations
 
 import fcntl
 import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from stillhouse.errors import ConfigurationError
+
+POLL_SECONDS = 0.001
 
 
 class Lock:
@@ -52,3 +57,45 @@ def try_lock(path: Path) -> Lock | None:
             f"{str(path)!r} cannot be locked: {error.strerror}; name a folder on a local file system"
         ) from error
     return Lock(path, descriptor)
+
+
+@contextmanager
+def locked(path: Path, seconds: float) -> Iterator[None]:
+    """Hold a file's own lock, made where it is missing, though whoever holds it may put another file in its place.
+
+    Goes on without the lock where the file system knows none, and where a holder keeps it for `seconds`: one that was
+    frozen must not hold up the others for ever.
+
+    Raises:
+        OSError: the file cannot be made or opened.
+    """
+    deadline = time.monotonic() + seconds
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            if not _lock_until(descriptor, deadline) or _is_at(path, descriptor):
+                yield
+                return
+        finally:
+            os.close(descriptor)
+
+
+def _lock_until(descriptor: int, deadline: float) -> bool:
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(POLL_SECONDS)
+        except OSError:
+            return False
+        else:
+            return True
+
+
+def _is_at(path: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False

@@ -1,8 +1,9 @@
 """The lines of a run's metrics.jsonl and samples.jsonl, and its result.json.
 
 The worker of rank 0 writes, and which one that is may change at every step. So every worker remembers its last lines,
-and one that comes to write first adds what its predecessor was killed before it could write. Written for programs: one
-JSON object a line.
+and one that comes to write first adds what its predecessor was killed before it could write. Two workers that lost each
+other may even do the same steps at once, each the first of a group of its own: whoever writes holds the file's lock
+from the look at what stands there to the last byte. Written for programs: one JSON object a line.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from stillhouse.errors import CheckpointError
+from student_worker.locks import locked
 
 METRICS_FILE = "metrics.jsonl"
 SAMPLES_FILE = "samples.jsonl"
@@ -28,6 +30,8 @@ REMEMBERED_LINES = 64
 TAIL_LINES = 16
 """Of them, those that a newcomer is given with the weights."""
 READ_BYTES = 1 << 16
+LOCK_SECONDS = 10.0
+"""A writer that holds the lock for longer was frozen: the line that it may double later is better than no run."""
 
 _ORDER = {"step": 0, "evaluation": 1}
 """Of the lines of one step: it is evaluated once it is done."""
@@ -72,16 +76,17 @@ class Journal:
             self._is_writing = False
             return
         try:
-            if not self._is_writing:
-                self._merge(drop_after=step)
-            elif self._size != self._file_size():
-                # Somebody else has written: this worker was taken for dead, and the later lines are right.
-                self._merge(drop_after=None)
-            else:
-                self._append(pending)
-            if sync and self.path.exists():
-                with self.path.open("rb") as file:
-                    os.fsync(file.fileno())
+            with locked(self.path, LOCK_SECONDS):
+                if not self._is_writing:
+                    self._merge(drop_after=step)
+                elif self._size != self._file_size():
+                    # Somebody else has written: this worker was taken for dead, and the later lines are right.
+                    self._merge(drop_after=None)
+                else:
+                    self._append(pending)
+                if sync:
+                    with self.path.open("rb") as file:
+                        os.fsync(file.fileno())
         except OSError as error:
             raise _not_written(self.path, error) from error
         self._is_writing = True

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from hypothesis import strategies as st
 
 from student_worker.cadence import Cadence
 from student_worker.elastic.group import SoloGroup
+from student_worker.locks import locked
 from student_worker.run_folder import journal as journals
 from student_worker.run_folder.journal import SAMPLES_FILE, Journal
 from tests.unit.student_worker.small_run import Make, Room, RoomGroup, run_together
@@ -67,6 +70,30 @@ def test_a_writer_that_was_taken_for_dead_neither_doubles_nor_drops_a_line(tmp_p
     frozen.add(event="step", step=2)
     frozen.flush(step=2, writes=True)
     assert steps(tmp_path) == [1, 2, 3]
+
+
+def test_two_groups_that_lost_each_other_and_write_at_once_neither_double_nor_drop_a_line(tmp_path: Path) -> None:
+    start = threading.Barrier(2)
+
+    def write(_: int) -> None:
+        journal = Journal(tmp_path)
+        start.wait()
+        for step in range(1, 200):
+            do(step, journal, writer=journal)
+
+    with ThreadPoolExecutor(2) as groups:
+        list(groups.map(write, range(2)))
+    assert steps(tmp_path) == list(range(1, 200))
+
+
+def test_a_writer_that_was_frozen_with_the_lock_holds_nobody_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journals, "LOCK_SECONDS", 0.05)
+    journal = Journal(tmp_path)
+    with locked(journal.path, 0):
+        do(1, journal, writer=journal)
+    assert steps(tmp_path) == [1]
 
 
 def test_lines_wait_for_a_writer_and_evaluations_stand_after_their_step(tmp_path: Path) -> None:
