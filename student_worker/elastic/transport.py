@@ -29,6 +29,7 @@ import urllib.parse
 from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -50,6 +51,8 @@ SOCKET_TIMEOUT_SECONDS = 10.0
 """A peer that moves no byte for this long has failed."""
 TRANSFER_TIMEOUT_SECONDS = 600.0
 """The default bound of a whole transfer."""
+ALIGNMENT = 64
+"""Bytes that a tensor of the room begins at a multiple of, as if it were one of its own."""
 SHUTDOWN_POLL_SECONDS = 0.05
 """How soon the server notices that it should end."""
 
@@ -156,11 +159,14 @@ class StateTransport(CheckpointTransport):  # type: ignore[misc]  # torchft ship
         """Have memory at hand for a state of tensors like these.
 
         Peers wait while a newcomer fetches theirs, and fresh memory can cost more than the network: the kernel clears
-        each page as it is first written, and a virtual machine may have to find it.
+        each page as it is first written, and a virtual machine may have to find it. It is one block, which the system
+        has back at once: of many small ones the allocator keeps the most.
         """
+        starts = [0, *accumulate(-(-tensor.nbytes // ALIGNMENT) * ALIGNMENT for tensor in tensors.values())]
+        block = torch.empty(starts[-1], dtype=torch.uint8).fill_(0)
         self._room = {
-            name: torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu").fill_(0)
-            for name, tensor in tensors.items()
+            name: block[start : start + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
+            for start, (name, tensor) in zip(starts, tensors.items(), strict=False)
         }
 
     def give_up_room(self) -> None:

@@ -12,6 +12,7 @@ from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any, Self
 
+import psutil
 import pytest
 import torch
 from torch import Tensor
@@ -53,6 +54,16 @@ def test_a_peer_gets_the_state_as_it_is(make: Callable[..., StateTransport]) -> 
     assert received["torchft"] == {"step": 5, "batches_committed": 9}
     assert tensors.keys() == sent.keys()
     assert all(tensors[name].dtype == sent[name].dtype and torch.equal(tensors[name], sent[name]) for name in sent)
+
+
+def test_the_memory_for_a_state_is_the_systems_again_once_it_is_given_up(make: Callable[..., StateTransport]) -> None:
+    one = make()
+    kept = [torch.ones(1 << 18) for _ in range(8)]
+    one.make_room({f"{index}": torch.empty(1 << 18) for index in range(128)})
+    kept += [torch.ones(1 << 18) for _ in range(8)]
+    before = psutil.Process().memory_info().rss
+    one.give_up_room()
+    assert before - psutil.Process().memory_info().rss > 0.9 * 128 * (1 << 20), len(kept)
 
 
 def test_one_who_asks_a_moment_too_early_waits_for_the_offer(make: Callable[..., StateTransport]) -> None:
