@@ -66,21 +66,15 @@ def unpack_ids(data: Bytes, offsets: Int64, width: int) -> Int64:
     """
     if (np.diff(offsets) > width).any():
         raise CodecError(f"a row has {np.diff(offsets).max()} distinct ids, where there are only {width}")
-    bits, at = np.unpackbits(data), 0
+    reader = _BitReader(data)
     ids = np.zeros(int(offsets[-1]), dtype=np.int64)
     for places, least, choices in _middles(ids, offsets, width):
         lengths, short = _truncated_binary(choices)
-        values = _read(bits[at:], np.maximum(lengths - 1, 0))
-        at += int(np.maximum(lengths - 1, 0).sum())
-        long = (values >= short) & (lengths > 0)
-        last = bits[at : at + int(long.sum())]
-        if len(last) < long.sum():
-            raise CodecError("the coded ids end before their last")
-        at += len(last)
-        values[long] = 2 * values[long] + last - short[long]
+        values = reader.read(np.maximum(lengths - 1, 0))
+        long = np.flatnonzero((values >= short) & (lengths > 0))
+        values[long] = 2 * values[long] + reader.read_bits(len(long)) - short[long]
         ids[places] = least + values
-    if len(bits) - at not in range(8) or bits[at:].any():
-        raise CodecError(f"the ids are coded in {at} bits; got {len(bits)}, or stray ones among the last")
+    reader.finish()
     return ids
 
 
@@ -121,18 +115,44 @@ def _laid_out(values: Int64, lengths: Int64) -> Bytes:
     return ((np.repeat(values, lengths) >> _exponents(lengths)) & 1).astype(np.uint8)
 
 
-def _read(bits: Bytes, lengths: Int64) -> Int64:
-    """Return the values that `_write` has laid end to end, from the first of the bits on."""
-    if int(lengths.sum()) > len(bits):
-        raise CodecError("the coded ids end before their last")
-    values, at = np.zeros(len(lengths), dtype=np.int64), 0
-    for part in _blocks(len(lengths)):
-        ends = np.cumsum(lengths[part])
-        end = at + int(ends[-1])
-        weights = bits[at:end].astype(np.int64) << _exponents(lengths[part])
-        sums = np.concatenate([np.zeros(1, np.int64), np.cumsum(weights)])
-        values[part], at = sums[ends] - sums[ends - lengths[part]], end
-    return values
+class _BitReader:
+    """Reads values that lie end to end, many at once: each out of the eight bytes from the one that it starts in."""
+
+    def __init__(self, data: Bytes) -> None:
+        self._data = np.concatenate([data, np.zeros(8, dtype=np.uint8)])
+        # Eight bytes from every byte on, so that they overlap. A value of up to 31 bits is within those of its first.
+        self._windows = np.ndarray(len(data) + 1, dtype=">u8", buffer=self._data, strides=(1,))
+        self._num_bits = 8 * len(data)
+        self._at = 0
+
+    def read(self, lengths: Int64) -> Int64:
+        """Return the next values, of these lengths in bits, from 0 to 31."""
+        ends = self._at + np.cumsum(lengths)
+        self._advance_to(int(ends[-1]) if len(ends) else self._at)
+        starts = ends - lengths
+        shifts = 64 - (starts & 7) - lengths
+        windows = self._windows[starts >> 3].astype(np.uint64)
+        values: Int64 = (windows >> shifts.astype(np.uint64)).astype(np.int64) & ((1 << lengths) - 1)
+        return values
+
+    def read_bits(self, count: int) -> Bytes:
+        """Return so many values of one bit."""
+        start = self._at
+        self._advance_to(start + count)
+        return np.unpackbits(self._data[start >> 3 : (self._at + 7) >> 3])[start & 7 :][:count]
+
+    def finish(self) -> None:
+        """See that nothing is left but the zeros that fill the last byte."""
+        left = self._num_bits - self._at
+        if left not in range(8) or (left and self._data[self._at >> 3] & ((1 << left) - 1)):
+            raise CodecError(
+                f"the ids are coded in {self._at} bits; got {self._num_bits}, or stray ones among the last"
+            )
+
+    def _advance_to(self, end: int) -> None:
+        if end > self._num_bits:
+            raise CodecError("the coded ids end before their last")
+        self._at = end
 
 
 def _blocks(count: int) -> Iterator[slice]:
