@@ -26,6 +26,7 @@ from stillhouse.request import LogitsRequest, Sequence
 from teacher_service.backends import BackendDescription, TeacherBackend
 from teacher_service.backends.base import HiddenRows
 from teacher_service.embedded_redis import EmbeddedRedis
+from teacher_service.freed_memory import keep_freed_memory
 from teacher_service.service import TeacherService
 from teacher_service.settings import TeacherSettings
 
@@ -68,6 +69,7 @@ class TableBackend(TeacherBackend):
 def serve() -> None:
     """Serve until killed."""
     configure_logging("error", "json")
+    keep_freed_memory()  # as the service's own process does
     # The clients have the other core: two threads that wait for each other at every look-up would wait for them.
     torch.set_num_threads(1)
     with EmbeddedRedis(_CACHE_BYTES) as redis:
