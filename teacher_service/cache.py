@@ -17,6 +17,7 @@ from redis.exceptions import RedisError
 
 from stillhouse.cached_values import cached_value, payload_in
 from teacher_service.circuit_breaker import CircuitBreaker
+from teacher_service.joining import Joined
 from teacher_service.lease import Leases
 from teacher_service.metrics import Metrics
 from teacher_service.redis_link import RedisLink, reason_of
@@ -24,6 +25,9 @@ from teacher_service.runs import runs_within
 
 # Bytes asked for or sent in one round trip: bounds what a lookup holds beside what it gives.
 _GROUP_BYTES = 32 * 2**20
+
+# While one answer is read, Redis makes the next; more at once would only be smaller.
+_MAX_LOOK_UPS = 2
 
 logger = structlog.get_logger(__name__)
 
@@ -58,6 +62,7 @@ class AnswerCache:
             ConfigurationError: a URL that is none of Redis.
         """
         self._link = RedisLink(url, metrics, timeout_seconds=timeout_seconds)
+        self._look_ups = Joined(self._get, max_bytes=_GROUP_BYTES, max_trips=_MAX_LOOK_UPS)
         self._leases = Leases(self._link, metrics, seconds=lease_seconds) if lease_seconds else None
         self._metrics = metrics
         self.max_value_bytes = max_value_bytes
@@ -86,8 +91,7 @@ class AnswerCache:
         """
         values: list[bytes | memoryview | None] = []
         for group in runs_within(sizes, _GROUP_BYTES):
-            call = partial(_get, keys[group])
-            found = await self._link.exchange("get", call, num_bytes=sum(sizes[group]))
+            found = await self._look_ups.ask(keys[group], sum(sizes[group]))
             if found is None:
                 return None
             values += found
@@ -141,6 +145,9 @@ class AnswerCache:
         if self._leases is not None:
             await self._leases.close()
         await self._link.close()
+
+    async def _get(self, keys: SequenceOf[bytes], num_bytes: int) -> list[bytes | memoryview | None] | None:
+        return await self._link.exchange("get", partial(_get, keys), num_bytes=num_bytes)
 
     async def _claim(self, keys: SequenceOf[bytes], redis: Redis) -> list[Claim]:
         leases = self._leases if self._refusal is None else None
