@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from operator import itemgetter
 
-from stillhouse.chunks import CHUNK_BYTES
 from stillhouse.encodings import Candidates
 from stillhouse.errors import RequestTooLongError
 from stillhouse.payload_header import Header, expected_headers
@@ -23,6 +22,10 @@ from stillhouse.request import Explicit, LogitsRequest, Sequence, TeacherDescrip
 
 # A service holds the whole answer to a request while it streams it; this bounds what one request makes it hold.
 MAX_PART_BYTES = 512 * 2**20
+
+ONE_MESSAGE_BYTES = 4 * 2**20
+"""An answer of up to so many bytes comes in one message. Measured over gRPC on loopback, 3 MB come so in three quarters
+of the time of a stream; from 8 MB on a stream is the quicker one, which also sends what the reader has room for."""
 
 # Field tags, lengths, fingerprint and temperature, beside the ids that a request holds.
 _MESSAGE_OVERHEAD_BYTES = 4096
@@ -34,11 +37,13 @@ class Part:
     """A request that the teacher serves at once, and the headers of the payloads that answer it.
 
     `owners` are the indices of its sequences in the whole request; one that was cut stands there once for each piece.
+    `message_bytes` is the most that one message with an answer may have.
     """
 
     request: LogitsRequest
     headers: tuple[Header, ...]
     owners: tuple[int, ...]
+    message_bytes: int
 
     @property
     def most_bytes(self) -> int:
@@ -48,7 +53,7 @@ class Part:
     @property
     def fits_one_message(self) -> bool:
         """Whether its answer is small enough to come in one message rather than as a stream."""
-        return self.most_bytes <= CHUNK_BYTES
+        return self.most_bytes <= min(ONE_MESSAGE_BYTES, self.message_bytes - _MESSAGE_OVERHEAD_BYTES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +95,8 @@ def cut(
             f"sequences: their answer would have {total} bytes, over the client's max_answer_bytes of "
             f"{max_answer_bytes}; ask about fewer positions, or for a sparser encoding"
         )
-    room = min(max_message_bytes, limits.max_message_bytes) - _common_bytes(request, teacher)
+    message_bytes = min(max_message_bytes, limits.max_message_bytes)
+    room = message_bytes - _common_bytes(request, teacher)
     pieces = [
         piece
         for index, (sequence, header) in enumerate(zip(request.sequences, headers, strict=True))
@@ -101,6 +107,7 @@ def cut(
             replace(request, sequences=tuple(piece.sequence for piece in group)),
             tuple(piece.header for piece in group),
             tuple(piece.owner for piece in group),
+            message_bytes,
         )
         for group in _groups(pieces, teacher, room)
     ]

@@ -79,6 +79,27 @@ def test_what_fits_is_one_part_as_it_stands() -> None:
     assert part.fits_one_message
 
 
+ANSWER_BYTES = VOCABULARY_SIZE * 4 + 48
+
+
+@pytest.mark.parametrize(
+    ("one_message_bytes", "max_message_bytes", "fits"),
+    [
+        (ANSWER_BYTES, 2**30, True),
+        (ANSWER_BYTES - 1, 2**30, False),
+        (ANSWER_BYTES, ANSWER_BYTES + 4096, True),
+        (ANSWER_BYTES, ANSWER_BYTES + 4095, False),
+    ],
+)
+def test_an_answer_comes_in_one_message_up_to_a_size_and_within_what_a_message_may_have(
+    monkeypatch: pytest.MonkeyPatch, one_message_bytes: int, max_message_bytes: int, *, fits: bool
+) -> None:
+    monkeypatch.setattr(cutting, "ONE_MESSAGE_BYTES", one_message_bytes)
+    request = LogitsRequest((Sequence((1,)),), Dense())
+    (part,) = cut(request, TEACHER.describe(), max_answer_bytes=2**30, max_message_bytes=max_message_bytes)
+    assert (part.most_bytes, part.fits_one_message) == (ANSWER_BYTES, fits)
+
+
 def test_one_sequence_whose_answer_is_too_large_is_cut_by_positions(monkeypatch: pytest.MonkeyPatch) -> None:
     row = VOCABULARY_SIZE * 4
     monkeypatch.setattr(cutting, "MAX_PART_BYTES", 5 * (row + 48))

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from stillhouse import cutting
 from stillhouse.client import AsyncTeacherClient, TeacherClient
 from stillhouse.providers import Answer
 from stillhouse.request import LogitsRequest
@@ -16,6 +17,12 @@ from tests.integration.client.table_teacher import (
     TableServicer,
     serving,
 )
+
+
+@pytest.fixture(autouse=True)
+def _more_than_a_megabyte_is_a_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that a table of fifty ids has an answer that is one: how large it is changes nothing in how it is read."""
+    monkeypatch.setattr(cutting, "ONE_MESSAGE_BYTES", 2**20)
 
 
 @pytest.fixture
