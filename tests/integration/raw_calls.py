@@ -14,7 +14,8 @@ from stillhouse.teacher.v1 import teacher_service_pb2 as pb
 from stillhouse.teacher.v1 import teacher_service_pb2_grpc as pb_grpc
 from teacher_service.service import TeacherService
 
-OPTIONS = [("grpc.enable_retries", 0), ("grpc.max_receive_message_length", -1)]
+# Without its probe, what gRPC takes over for an application that does not read never grows.
+OPTIONS = [("grpc.enable_retries", 0), ("grpc.max_receive_message_length", -1), ("grpc.http2.bdp_probe", 0)]
 
 
 def ask(*ids: tuple[int, ...], cache_mode: CacheMode = "use", encoding: Encoding | None = None) -> LogitsRequest:
