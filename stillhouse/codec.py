@@ -6,6 +6,8 @@ docs/payload-format.md is the specification. Bytes that are truncated, altered, 
 
 from __future__ import annotations
 
+from collections.abc import Sequence as SequenceOf
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -21,13 +23,18 @@ from stillhouse.payloads import (
     SampledCounts,
     TopKLogits,
 )
-from stillhouse.sampled_bits import pack_counts, pack_ids, unpack_counts, unpack_ids
+from stillhouse.runs import runs_within
+from stillhouse.sampled_bits import pack_counts, pack_ids, unpack_counts, unpack_many
 from stillhouse.tensor_bytes import DTYPES, VALUE_TYPES, TensorReader, bytes_of, expect, require_little_endian
+
+# Each id of a row takes some hundred bytes for a moment.
+_ROWS_AT_ONCE = 1024
 
 __all__ = [
     "check_payload",
     "decode_output_head",
     "decode_payload",
+    "decode_payloads",
     "encode_output_head",
     "encode_payload",
     "header_of",
@@ -70,6 +77,26 @@ def decode_payload(data: bytes | bytearray | memoryview) -> Payload:
     payload = _decode_body(header, TensorReader(view, HEADER_BYTES))
     _check_values(payload)
     return payload
+
+
+def decode_payloads(datas: SequenceOf[bytes | bytearray | memoryview]) -> list[Payload]:
+    """Return what `decode_payload` does of each; coded ids are read together, which is quicker.
+
+    Raises:
+        CodecError: as `decode_payload`.
+    """
+    require_little_endian()
+    views = [memoryview(data).cast("B") for data in datas]
+    headers = [read_header(view) for view in views]
+    if {header.kind for header in headers} != {Kind.SAMPLED} or len({header.width for header in headers}) != 1:
+        return list(map(decode_payload, datas))
+    payloads: list[Payload] = []
+    for run in runs_within([header.rows for header in headers], _ROWS_AT_ONCE):
+        readers = [TensorReader(view, HEADER_BYTES) for view in views[run]]
+        payloads += _decode_sampled(headers[run], readers)
+    for payload in payloads:
+        _check_values(payload)
+    return payloads
 
 
 def verify_payload(data: bytes | bytearray | memoryview) -> Header:
@@ -141,7 +168,7 @@ def _tensors(payload: DenseLogits | HiddenStates | TopKLogits | CandidateLogits)
 
 def _decode_body(header: Header, reader: TensorReader) -> Payload:
     if header.value_type is None:
-        return _decode_sampled(header, reader)
+        return _decode_sampled([header], [reader])[0]
     rows, width, count = header.rows, header.width, header.count
     dtype, statistics = DTYPES[header.value_type], (torch.float32, rows)
     if header.kind is Kind.DENSE:
@@ -162,20 +189,27 @@ def _decode_body(header: Header, reader: TensorReader) -> Payload:
     )
 
 
-def _decode_sampled(header: Header, reader: TensorReader) -> SampledCounts:
-    rows, draws = header.rows, header.count
-    entropy = reader.take(torch.float32, rows)
-    offsets, counts = unpack_counts(reader.take_bytes((rows * draws + 7) // 8), rows, draws)
-    ids = unpack_ids(reader.take_bytes(), offsets, header.width)
-    return SampledCounts(
-        offsets=torch.from_numpy(offsets),
-        token_ids=torch.from_numpy(ids).int(),
-        counts=torch.from_numpy(counts).int(),
-        entropy=entropy,
-        draws=draws,
-        temperature=header.temperature,
-        vocabulary_size=header.width,
-    )
+def _decode_sampled(headers: SequenceOf[Header], readers: SequenceOf[TensorReader]) -> list[SampledCounts]:
+    entropies, offsets, counts = [], [], []
+    for header, reader in zip(headers, readers, strict=True):
+        rows, draws = header.rows, header.count
+        entropies.append(reader.take(torch.float32, rows))
+        some_offsets, some_counts = unpack_counts(reader.take_bytes((rows * draws + 7) // 8), rows, draws)
+        offsets.append(some_offsets)
+        counts.append(some_counts)
+    ids = unpack_many([reader.take_bytes() for reader in readers], offsets, headers[0].width)
+    return [
+        SampledCounts(
+            offsets=torch.from_numpy(offsets[index]),
+            token_ids=torch.from_numpy(ids[index]).int(),
+            counts=torch.from_numpy(counts[index]).int(),
+            entropy=entropies[index],
+            draws=header.count,
+            temperature=header.temperature,
+            vocabulary_size=header.width,
+        )
+        for index, header in enumerate(headers)
+    ]
 
 
 def _check_values(payload: Payload) -> None:

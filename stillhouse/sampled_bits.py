@@ -11,6 +11,7 @@ Bits fill bytes from the highest. Knows nothing of headers or tensors.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from collections.abc import Sequence as SequenceOf
 
 import numpy as np
 import numpy.typing as npt
@@ -64,18 +65,30 @@ def unpack_ids(data: Bytes, offsets: Int64, width: int) -> Int64:
     Raises:
         CodecError: too few bits, too many, or stray ones at the end; or rows of more ids than there are.
     """
-    if (np.diff(offsets) > width).any():
-        raise CodecError(f"a row has {np.diff(offsets).max()} distinct ids, where there are only {width}")
-    reader = _BitReader(data)
-    ids = np.zeros(int(offsets[-1]), dtype=np.int64)
-    for places, least, choices in _middles(ids, offsets, width):
+    (ids,) = unpack_many([data], [offsets], width)
+    return ids
+
+
+def unpack_many(datas: SequenceOf[Bytes], offsets: SequenceOf[Int64], width: int) -> list[Int64]:
+    """Return what `unpack_ids` does of each, all of them in one walk.
+
+    Raises:
+        CodecError: as `unpack_ids`.
+    """
+    counts = np.concatenate([np.diff(one) for one in offsets])
+    if (counts > width).any():
+        raise CodecError(f"a row has {counts.max()} distinct ids, where there are only {width}")
+    ends = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(counts)])
+    sizes = [int(one[-1]) for one in offsets]
+    reader, ids = _BitReader(datas, sizes), np.zeros(int(ends[-1]), dtype=np.int64)
+    for places, least, choices in _middles(ids, ends, width):
         lengths, short = _truncated_binary(choices)
-        values = reader.read(np.maximum(lengths - 1, 0))
+        values = reader.read(places, np.maximum(lengths - 1, 0))
         long = np.flatnonzero((values >= short) & (lengths > 0))
-        values[long] = 2 * values[long] + reader.read_bits(len(long)) - short[long]
+        values[long] = 2 * values[long] + reader.read(places[long], np.ones_like(long)) - short[long]
         ids[places] = least + values
     reader.finish()
-    return ids
+    return np.split(ids, np.cumsum(sizes)[:-1])
 
 
 def _middles(ids: Int64, offsets: Int64, width: int) -> Iterator[tuple[Int64, Int64, Int64]]:
@@ -116,43 +129,58 @@ def _laid_out(values: Int64, lengths: Int64) -> Bytes:
 
 
 class _BitReader:
-    """Reads values that lie end to end, many at once: each out of the eight bytes from the one that it starts in."""
+    """Reads values that lie end to end in several streams, many at once.
 
-    def __init__(self, data: Bytes) -> None:
-        self._data = np.concatenate([data, np.zeros(8, dtype=np.uint8)])
-        # Eight bytes from every byte on, so that they overlap. A value of up to 31 bits is within those of its first.
-        self._windows = np.ndarray(len(data) + 1, dtype=">u8", buffer=self._data, strides=(1,))
-        self._num_bits = 8 * len(data)
-        self._at = 0
+    Each is taken out of the eight bytes from the one on that it starts in, which hold a value of up to 31 bits. The
+    places of the ids say whose values they are: those of a stream are neighbours.
+    """
 
-    def read(self, lengths: Int64) -> Int64:
-        """Return the next values, of these lengths in bits, from 0 to 31."""
-        ends = self._at + np.cumsum(lengths)
-        self._advance_to(int(ends[-1]) if len(ends) else self._at)
-        starts = ends - lengths
+    def __init__(self, datas: SequenceOf[Bytes], sizes: SequenceOf[int]) -> None:
+        self._data = np.concatenate([*datas, np.zeros(8, dtype=np.uint8)])
+        # Eight bytes from every byte on, so that they overlap.
+        self._windows = np.ndarray(len(self._data) - 7, dtype=">u8", buffer=self._data, strides=(1,))
+        lengths = 8 * np.array([len(data) for data in datas])
+        self._ends = np.cumsum(lengths)
+        self._begins = self._ends - lengths
+        self._at = self._begins.copy()
+        self._owners = np.repeat(np.arange(len(datas)), sizes) if len(datas) > 1 else None
+
+    def read(self, places: Int64, lengths: Int64) -> Int64:
+        """Return the next values, of these lengths in bits, from 0 to 31, and of the ids at these places."""
+        starts = self._next(places, lengths)
         shifts = 64 - (starts & 7) - lengths
         windows = self._windows[starts >> 3].astype(np.uint64)
         values: Int64 = (windows >> shifts.astype(np.uint64)).astype(np.int64) & ((1 << lengths) - 1)
         return values
 
-    def read_bits(self, count: int) -> Bytes:
-        """Return so many values of one bit."""
-        start = self._at
-        self._advance_to(start + count)
-        return np.unpackbits(self._data[start >> 3 : (self._at + 7) >> 3])[start & 7 :][:count]
-
     def finish(self) -> None:
-        """See that nothing is left but the zeros that fill the last byte."""
-        left = self._num_bits - self._at
-        if left not in range(8) or (left and self._data[self._at >> 3] & ((1 << left) - 1)):
-            raise CodecError(
-                f"the ids are coded in {self._at} bits; got {self._num_bits}, or stray ones among the last"
-            )
+        """See that nothing is left but the zeros that fill the last byte of each stream."""
+        left = self._ends - self._at
+        last = self._data[np.maximum(self._ends - 1, 0) >> 3]
+        wrong = (left > 7) | ((left > 0) & ((last & ((1 << left) - 1)) != 0))
+        if wrong.any():
+            first = int(np.argmax(wrong))
+            read, given = (int(ends[first] - self._begins[first]) for ends in (self._at, self._ends))
+            raise CodecError(f"the ids are coded in {read} bits; got {given}, or stray ones among the last")
 
-    def _advance_to(self, end: int) -> None:
-        if end > self._num_bits:
+    def _next(self, places: Int64, lengths: Int64) -> Int64:
+        """Return where the next values start, and pass over them."""
+        if self._owners is None:
+            ends = np.cumsum(lengths)
+            starts: Int64 = self._at[0] + ends - lengths
+            self._at += ends[-1] if len(ends) else 0
+        else:
+            owners = self._owners[places]
+            order = np.argsort(owners, kind="stable")
+            sums = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(lengths[order])])
+            # Of all bits, those before the first of each stream and after its last.
+            bounds = sums[np.concatenate([[0], np.cumsum(np.bincount(owners, minlength=len(self._at)))])]
+            starts = np.empty_like(lengths)
+            starts[order] = sums[:-1] + (self._at - bounds[:-1])[owners[order]]
+            self._at += np.diff(bounds)
+        if (self._at > self._ends).any():
             raise CodecError("the coded ids end before their last")
-        self._at = end
+        return starts
 
 
 def _blocks(count: int) -> Iterator[slice]:

@@ -16,12 +16,12 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from stillhouse.cached_values import cached_value, payload_in
+from stillhouse.runs import runs_within
 from teacher_service.circuit_breaker import CircuitBreaker
 from teacher_service.joining import Joined
 from teacher_service.lease import Leases
 from teacher_service.metrics import Metrics
 from teacher_service.redis_link import RedisLink, reason_of
-from teacher_service.runs import runs_within
 
 # Bytes asked for or sent in one round trip: bounds what a lookup holds beside what it gives.
 _GROUP_BYTES = 32 * 2**20

@@ -22,11 +22,11 @@ from stillhouse.encodings import Hidden
 from stillhouse.errors import RequestTooLongError, StillhouseError, TeacherError, TeacherInternalError
 from stillhouse.fingerprint import fingerprint
 from stillhouse.payloads import Payload
+from stillhouse.runs import runs_within
 from teacher_service.backends import BackendDescription, TeacherBackend
 from teacher_service.batching import Computed, Job, Outcome
 from teacher_service.device_memory import DeviceMemory, is_out_of_memory, release_cached_memory
 from teacher_service.metrics import Metrics
-from teacher_service.runs import runs_within
 
 logger = structlog.get_logger(__name__)
 

@@ -11,9 +11,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stillhouse.codec import decode_payload, encode_payload, header_of
-from stillhouse.payloads import SampledCounts
-from stillhouse.sampled_bits import pack_ids, unpack_ids
+from stillhouse import codec
+from stillhouse.codec import decode_payload, decode_payloads, encode_payload, header_of
+from stillhouse.errors import CodecError
+from stillhouse.payloads import DenseLogits, HiddenStates, Payload, SampledCounts
+from stillhouse.sampled_bits import pack_ids, unpack_ids, unpack_many
 
 LARGEST_ID = 2**31 - 1
 
@@ -29,6 +31,49 @@ def test_ids_of_any_distance_survive(rows: list[list[int]]) -> None:
     ids = np.array([id_ for row in rows for id_ in row], dtype=np.int64)
     data = pack_ids(ids, offsets, LARGEST_ID + 1)
     assert unpack_ids(data, offsets, LARGEST_ID + 1).tolist() == ids.tolist()
+
+
+@settings(deadline=None)
+@given(st.lists(rows_of_ids, min_size=1, max_size=6))
+def test_several_answers_read_together_are_what_each_is_alone(answers: list[list[list[int]]]) -> None:
+    width = LARGEST_ID + 1
+    offsets = [np.array([0, *accumulate(map(len, rows))]) for rows in answers]
+    ids = [np.array([id_ for row in rows for id_ in row], dtype=np.int64) for rows in answers]
+    datas = [pack_ids(one, ends, width) for one, ends in zip(ids, offsets, strict=True)]
+    found = unpack_many(datas, offsets, width)
+    assert list(map(np.ndarray.tolist, found)) == list(map(np.ndarray.tolist, ids))
+
+
+@given(answer=st.integers(0, 2), how=st.sampled_from(["cut", "longer", "stray"]))
+def test_one_damaged_answer_among_others_is_found(answer: int, how: str) -> None:
+    width, offsets = 1000, np.array([0, 3, 5])
+    ids = [np.array(row) for row in ([3, 50, 900, 7, 8], [0, 1, 2, 998, 999], [100, 200, 300, 400, 500])]
+    datas = [pack_ids(one, offsets, width) for one in ids]
+    assert list(map(np.ndarray.tolist, unpack_many(datas, [offsets] * 3, width))) == list(map(np.ndarray.tolist, ids))
+    damaged = datas[answer]
+    if how == "cut":
+        damaged = damaged[:-1]
+    elif how == "longer":
+        damaged = np.concatenate([damaged, np.zeros(1, dtype=np.uint8)])
+    else:
+        damaged = damaged | np.array([0] * (len(damaged) - 1) + [1], dtype=np.uint8)
+    datas[answer] = damaged
+    with pytest.raises(CodecError, match="coded"):
+        unpack_many(datas, [offsets] * 3, width)
+
+
+@pytest.mark.parametrize("others", [[], [DenseLogits(torch.ones(2, 300))], [HiddenStates(torch.ones(1, 8))]])
+def test_payloads_read_together_are_what_each_is_alone(others: list[Payload], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(codec, "_ROWS_AT_ONCE", 3)
+    rows = torch.tensor([0, 2, 3, 5])
+    counts = torch.tensor([1, 3, 4, 2, 2], dtype=torch.int32)
+    sampled = [
+        SampledCounts(rows, torch.tensor([first, 250, 7, 8, 9]).int(), counts, torch.ones(3), 4, temperature, 300)
+        for first, temperature in ((0, 1.0), (3, 2.0), (249, 1.0))
+    ]
+    datas = list(map(encode_payload, [*sampled, *others]))
+    assert [encode_payload(payload) for payload in decode_payloads(datas)] == datas
+    assert decode_payloads([]) == []
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from teacher_service.runs import runs_within
+from stillhouse.runs import runs_within
 
 
 @given(st.lists(st.integers(0, 50), max_size=30), st.integers(1, 60))
