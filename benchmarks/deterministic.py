@@ -49,7 +49,7 @@ def measure(quick: bool) -> Result:
     for mode, pass_tokens in MODES.items():
         backend = TransformersBackend(model, name="smollm2", pass_tokens=pass_tokens)
         computers[mode] = (backend, BatchComputer(backend, Metrics(), head_chunk_rows=_setting("head_chunk_rows")))
-    rounds = 1 if quick else 3
+    rounds = 1 if quick else 2
     table: list[dict[str, Value]] = []
     figures: dict[str, float] = {}
     for mix, lengths in MIXES.items():

@@ -56,7 +56,6 @@ def measure(quick: bool) -> Result:
     _check_memory(size)
     ways: dict[str, Callable[[_Inputs], Tensor]] = {
         "plain: all logits of both sides": _plain,
-        "kd_loss: the student's logits": _student_logits,
         "head_kd_loss": _in_one,
     }
     costs = {name: apart(partial(_measure_here, way, size), timeout_seconds=1800) for name, way in ways.items()}
@@ -112,17 +111,6 @@ def _plain(inputs: _Inputs) -> Tensor:
     logits = inputs.hidden @ inputs.weight.T
     teacher = inputs.head.logits(inputs.taught, len(inputs.weight))
     return kd_loss(logits, teacher, inputs.labels, temperature=TEMPERATURE, alpha=ALPHA)
-
-
-def _student_logits(inputs: _Inputs) -> Tensor:
-    return kd_loss(
-        inputs.hidden @ inputs.weight.T,
-        HiddenStates(inputs.taught),
-        inputs.labels,
-        temperature=TEMPERATURE,
-        alpha=ALPHA,
-        output_head=inputs.head,
-    )
 
 
 def _in_one(inputs: _Inputs) -> Tensor:

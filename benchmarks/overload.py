@@ -107,7 +107,7 @@ def measure(quick: bool) -> Result:
 
     Figures: `throughput_kept`, overload's throughput over the peak; `shed_with_pushback`, of all refused requests.
     """
-    rounds, seconds = (1, 3.0) if quick else (3, 8.0)
+    rounds, seconds = (1, 3.0) if quick else (3, 5.0)
     bounds = {
         "max_batch_tokens": BATCH_SEQUENCES * SEQUENCE_TOKENS,
         "max_queue_sequences": QUEUE_SEQUENCES,

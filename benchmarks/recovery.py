@@ -40,7 +40,7 @@ def measure(quick: bool) -> Result:
     `frozen_peer_dropped_seconds`: from SIGSTOP to the others' next committed step, the timeout within a step being 3 s;
     `rejoin_after_waking_seconds`: from SIGCONT to the first step of all three. Each is the worst of the rounds.
     """
-    rounds = 2 if quick else 3
+    rounds = 2
     elements = 1_000_000 if quick else 54_000_000
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))

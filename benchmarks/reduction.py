@@ -21,7 +21,7 @@ def measure(quick: bool) -> Result:
     `exact_over_fast_step_time` is the largest ratio of the two sums' whole steps, each in its fastest round, over 1, 2
     and 3 workers and 4 and 8 micro-shards; the rows have each, and what a worker holds and sends for the sum.
     """
-    rounds = 3
+    rounds = 2
     size = Size(vocabulary=2_000, hidden=128, layers=2) if quick else Size(vocabulary=32_000, hidden=512, layers=12)
     table: list[dict[str, Value]] = []
     figures: dict[str, float] = {}

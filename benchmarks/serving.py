@@ -63,7 +63,10 @@ def measure(quick: bool) -> Result:
 
 
 class _Turns:
-    """Contestants that take turns. A peer that fails is left out from then on; that one of ours does is an error."""
+    """Contestants that take turns. A peer that fails is left out from then on; that one of ours does is an error.
+
+    What was measured of it before stands in the table, and in no figure.
+    """
 
     def __init__(self, running: Contest, contestants: list[Contestant]) -> None:
         self._running = running
@@ -86,7 +89,7 @@ class _Turns:
                     seconds = clients[contestant.name].go(count)
                     if number:  # the first warms up
                         rates[contestant.name].append(count / seconds)
-        return {name: of for name, of in rates.items() if name not in self.failed}
+        return {name: of for name, of in rates.items() if of}
 
     def _going(self) -> list[Contestant]:
         return [one for one in self._contestants if one.name not in self.failed]
@@ -98,7 +101,13 @@ class _Turns:
         except RuntimeError as error:
             if contestant.environment is None:
                 raise
-            self.failed[contestant.name] = str(error).strip().splitlines()[-1]
+            self.failed[contestant.name] = _reason(str(error))
+
+
+def _reason(told: str) -> str:
+    """Return the line of an error's text that says most: what gRPC calls its details, or the last one with a word."""
+    lines = [line.strip() for line in told.splitlines() if any(map(str.isalpha, line))]
+    return next((line for line in lines if line.startswith("details")), lines[-1] if lines else "it gave no reason")
 
 
 def _positions(address: str, rounds: int, *, quick: bool) -> dict[str, list[float]]:

@@ -61,7 +61,7 @@ LARGE: dict[str, Encoding] = {"dense bf16": Dense("bfloat16")}
 LARGE_SAMPLES = 2
 """Of forms that take a hundred KB a token."""
 
-SAMPLES, SAMPLES_QUICK = 64, 2
+SAMPLES, SAMPLES_QUICK = 32, 2
 SYNTHETIC, SYNTHETIC_QUICK = 10_000_000, 200_000
 SYNTHETIC_BLOCK = 4
 SYNTHETIC_DRAWS = 4
@@ -73,7 +73,7 @@ READS, READS_QUICK = 4000, 400
 def measure(quick: bool) -> Result:
     """Measure both; quick: 2 samples of real text and 200,000 synthetic ones.
 
-    Figures: bytes per token of whole folders of some 65,000 tokens (quick: 2,000, to which the teacher's tokens and the
+    Figures: bytes per token of whole folders of some 33,000 tokens (quick: 2,000, to which the teacher's tokens and the
     footers add more each); seconds to open 10 million samples; the reader's resident memory in MB, of which
     `imported_mb` in the table is Python's with torch and pyarrow; and the time of a random read over that of pyarrow
     alone.

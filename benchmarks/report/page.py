@@ -50,11 +50,18 @@ def render(results: Results) -> str:
     return environment.get_template(TEMPLATE).render(
         results_figure=lambda name, key: results.of(name).figures[key],
         headlines=_headlines(results),
+        limit=partial(_grpc_limit, results),
         made_by=partial(_made_by, results),
         table=_table,
         rows=results.rows,
         pictures=PICTURES,
     )
+
+
+def _grpc_limit(results: Results, setting: str) -> str:
+    """Return what gRPC alone does in a setting of `serving`."""
+    (row,) = results.rows("serving", setting=setting, contestant="limit: grpc.aio, one message")
+    return number(row["median"])
 
 
 def _headlines(results: Results) -> str:
