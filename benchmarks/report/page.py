@@ -51,6 +51,7 @@ def render(results: Results) -> str:
         results_figure=lambda name, key: results.of(name).figures[key],
         headlines=_headlines(results),
         limit=partial(_grpc_limit, results),
+        series=lambda first, second: number(1 / (1 + first / second)),
         made_by=partial(_made_by, results),
         table=_table,
         rows=results.rows,
