@@ -58,7 +58,8 @@ def measure(quick: bool) -> Result:
     rows += [_row("out of the cache, positions/s", name, of, 1.0) for name, of in positions.items()]
     rows += [{"setting": "failed", "contestant": name, "why": why} for name, why in turns.failed.items()]
     figures = _over_peers(rates, [peer for peer in peers if peer.name not in turns.failed])
-    figures["topk64_tokens_s_over_dense"] = _ratio(positions["top_k:64"], positions["dense:f32"])
+    for name, encoding in (("topk64", "top_k:64"), ("sampled50", "sampled:50")):
+        figures[f"{name}_tokens_s_over_dense"] = _ratio(positions[encoding], positions["dense:f32"])
     return Result("serving", rounds, rows, figures)
 
 

@@ -55,7 +55,7 @@ def measure_live(quick: bool) -> tuple[list[dict[str, Value]], dict[str, float]]
     elsewhere. The second: what the teacher takes for a step's answers and plain training for a step, one after the
     other, over a step of both at once on the same cores.
     """
-    rounds, steps = (1, 2) if quick else (5, 6)
+    rounds, steps = (1, 2) if quick else (4, 6)
     samples = random_samples(SAMPLES, BLOCK, VOCABULARY)
     rows, remote = _remote(samples, rounds, steps)
     more_rows, same_box = _same_box(samples, rounds, steps)
