@@ -151,7 +151,8 @@ def _watch(workers: list[_Worker], interrupted: list[int], say: Callable[[str], 
             elif not over and worker.has_crashed and worker not in given_up:
                 given_up.append(worker)
                 say(f"{worker.name}: ended with {worker.code}, {MAX_CRASHES} times without coming further; given up")
-        if all(worker.poll() is not None for worker in workers):
+        # As they were seen above: one that ends now may have to be started again, or have finished the run.
+        if all(worker.code is not None for worker in workers):
             return DONE if over else INTERRUPTED if INTERRUPTED in codes else FAILED
         time.sleep(POLL_SECONDS)
     return INTERRUPTED
