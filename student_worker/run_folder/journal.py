@@ -36,6 +36,8 @@ LOCK_SECONDS = 10.0
 _ORDER = {"step": 0, "evaluation": 1}
 """Of the lines of one step: it is evaluated once it is done."""
 
+_FIRST_PLACE = (-1, 0)
+
 Line = dict[str, Any]
 
 
@@ -52,6 +54,7 @@ class Journal:
         self._pending: list[Line] = []
         self._is_writing = False
         self._size = 0
+        self._last = _FIRST_PLACE  # of the lines that were there when this worker wrote last
 
     def add(self, *, step: int, event: str | None = None, **fields: Any) -> None:
         """Remember a line; a number that is not finite, which JSON has no word for, becomes null."""
@@ -79,8 +82,9 @@ class Journal:
             with locked(self.path, LOCK_SECONDS):
                 if not self._is_writing:
                     self._merge(drop_after=step)
-                elif self._size != self._file_size():
-                    # Somebody else has written: this worker was taken for dead, and the later lines are right.
+                elif self._size != self._file_size() or (pending and _place(pending[0]) <= self._last):
+                    # Somebody else has written: this worker was taken for dead, and the later lines are right. Where
+                    # they are of steps that this one has yet to do, its own belong before them.
                     self._merge(drop_after=None)
                 else:
                     self._append(pending)
@@ -111,7 +115,8 @@ class Journal:
             return
         offset, tail = self._tail(min([line["step"] for line in ours.values()] + [drop_after or 0]))
         theirs = {_name(line): line for line in _parse(tail) if drop_after is None or line["step"] <= drop_after}
-        merged = sorted({**theirs, **ours}.values(), key=lambda line: (line["step"], _ORDER.get(_name(line)[1], 0)))
+        merged = sorted({**theirs, **ours}.values(), key=_place)
+        self._last = _place(merged[-1]) if merged else _FIRST_PLACE
         text = "".join(_as_text(line) for line in merged).encode()
         if text.startswith(tail):
             self._append_bytes(text[len(tail) :], offset + len(tail))
@@ -136,6 +141,7 @@ class Journal:
         return 0, b""
 
     def _append(self, lines: list[Line]) -> None:
+        self._last = max([self._last, *map(_place, lines)])
         self._append_bytes("".join(_as_text(line) for line in lines).encode(), self._size)
 
     def _append_bytes(self, text: bytes, size: int) -> None:
@@ -200,6 +206,11 @@ def _aside(path: Path) -> Path:
 
 def _name(line: Line) -> tuple[int, str]:
     return line["step"], line.get("event", "")
+
+
+def _place(line: Line) -> tuple[int, int]:
+    """Return what lines are sorted by."""
+    return line["step"], _ORDER.get(_name(line)[1], 0)
 
 
 def _as_text(line: Line) -> str:

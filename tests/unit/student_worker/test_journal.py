@@ -72,6 +72,20 @@ def test_a_writer_that_was_taken_for_dead_neither_doubles_nor_drops_a_line(tmp_p
     assert steps(tmp_path) == [1, 2, 3]
 
 
+def test_of_two_groups_the_one_behind_writes_its_lines_where_they_belong(tmp_path: Path) -> None:
+    ahead, behind = Journal(tmp_path), Journal(tmp_path)
+    for step in (1, 2, 3):
+        do(step, ahead, writer=ahead)
+    for step in (1, 2):
+        do(step, behind, writer=None)
+    do(3, behind, writer=behind)
+    for step in (4, 5, 6):
+        do(step, ahead, writer=ahead)
+    for step in (4, 5, 6):
+        do(step, behind, writer=behind)
+    assert steps(tmp_path) == [1, 2, 3, 4, 5, 6]
+
+
 def test_two_groups_that_lost_each_other_and_write_at_once_neither_double_nor_drop_a_line(tmp_path: Path) -> None:
     start = threading.Barrier(2)
 
