@@ -69,13 +69,7 @@ def decode_payload(data: bytes | bytearray | memoryview) -> Payload:
     Raises:
         CodecError: anything but the whole, unaltered bytes of one payload of a known format.
     """
-    require_little_endian()
-    view = memoryview(data).cast("B")
-    header = read_header(view)
-    if header.kind is Kind.OUTPUT_HEAD:
-        raise CodecError("an output head is no answer: decode_output_head reads it")
-    payload = _decode_body(header, TensorReader(view, HEADER_BYTES))
-    _check_values(payload)
+    (payload,) = decode_payloads([data])
     return payload
 
 
@@ -87,13 +81,16 @@ def decode_payloads(datas: SequenceOf[bytes | bytearray | memoryview]) -> list[P
     """
     require_little_endian()
     views = [memoryview(data).cast("B") for data in datas]
-    headers = [read_header(view) for view in views]
-    if {header.kind for header in headers} != {Kind.SAMPLED} or len({header.width for header in headers}) != 1:
-        return list(map(decode_payload, datas))
+    headers = list(map(read_header, views))
+    if any(header.kind is Kind.OUTPUT_HEAD for header in headers):
+        raise CodecError("an output head is no answer: decode_output_head reads it")
+    readers = [TensorReader(view, HEADER_BYTES) for view in views]
     payloads: list[Payload] = []
-    for run in runs_within([header.rows for header in headers], _ROWS_AT_ONCE):
-        readers = [TensorReader(view, HEADER_BYTES) for view in views[run]]
-        payloads += _decode_sampled(headers[run], readers)
+    if {header.kind for header in headers} == {Kind.SAMPLED} and len({header.width for header in headers}) == 1:
+        for run in runs_within([header.rows for header in headers], _ROWS_AT_ONCE):
+            payloads += _decode_sampled(headers[run], readers[run])
+    else:
+        payloads += map(_decode_body, headers, readers)
     for payload in payloads:
         _check_values(payload)
     return payloads

@@ -59,10 +59,10 @@ def render(results: Results) -> str:
     )
 
 
-def _grpc_limit(results: Results, setting: str) -> str:
+def _grpc_limit(results: Results, setting: str) -> Value:
     """Return what gRPC alone does in a setting of `serving`."""
     (row,) = results.rows("serving", setting=setting, contestant="limit: grpc.aio, one message")
-    return number(row["median"])
+    return row["median"]
 
 
 def _headlines(results: Results) -> str:
