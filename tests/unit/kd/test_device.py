@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from stillhouse.kd import kernels
-from stillhouse.kd.rows import DenseRows, RowKernel, RowWeights
+from stillhouse.kd.rows import DenseRows, RowKernel, RowTerms, RowWeights
 
 if importlib.util.find_spec("triton") is None:
     pytest.skip("NOT TESTED: the kernel for a GPU; triton is not installed", allow_module_level=True)
@@ -104,8 +104,14 @@ def test_it_agrees_with_the_row_chunks() -> None:
 def test_what_differs_is_not_used_and_a_warning_says_why(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], wrong: float
 ) -> None:
-    sums = DeviceKernel._sums
-    monkeypatch.setattr(DeviceKernel, "_sums", lambda *args: sums(*args) * (1 + wrong))
+    run = DeviceKernel.run
+
+    def wrongly(*args: Any) -> RowTerms:
+        terms = run(*args)
+        args[-1].mul_(1 + wrong)
+        return terms
+
+    monkeypatch.setattr(DeviceKernel, "run", wrongly)
     assert not agrees(CPU)
     assert "triton_not_used" in capsys.readouterr().out
 
@@ -115,7 +121,7 @@ def test_what_cannot_run_is_not_used(monkeypatch: pytest.MonkeyPatch, capsys: py
         def __getitem__(self, _grid: object) -> Any:
             raise RuntimeError("Failed to find C compiler.\nPlease specify one via CC environment variable")
 
-    monkeypatch.setattr(device_kernel, "sum_rows", NoCompiler())
+    monkeypatch.setattr(device_kernel, "learn_rows", NoCompiler())
     assert not agrees(CPU)
     said = capsys.readouterr().out
     assert "Failed to find C compiler." in said
@@ -137,20 +143,22 @@ from triton import compile
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from stillhouse.kd.device.kernel import LAUNCH
-from stillhouse.kd.device.rows import sum_rows, write_rows
+from stillhouse.kd.device.rows import learn_rows
 
 launch = dict(LAUNCH)
-block = launch.pop("BLOCK")
-types = {"sums": "*fp64", "tops": "*fp32", "weights": "*fp32", "labels": "*i64", "per_t": "fp32", "width": "i32"}
-types |= {f"{side}_stride": "i32" for side in ("student", "teacher", "gradient")}
+blocks = {name: launch.pop(name) for name in ("BLOCK", "NAMED_BLOCK")}
+types = {name: "i32" for name in ("width", "num_named", "student_stride", "teacher_stride", "gradient_stride")}
+types |= {name: "fp32" for name in ("per_t", "label_weight", "kl_weight")}
 types |= {side: f"*{sys.argv[3]}" for side in ("student", "teacher", "gradient")}
-for program, flags in ((sum_rows, ("TAUGHT",)), (write_rows, ("TAUGHT", "TEMPERED"))):
-    for choice in range(2 ** len(flags)):
-        constants = {"BLOCK": block} | {flag: bool(choice >> place & 1) for place, flag in enumerate(flags)}
-        signature = {name: types.get(name, "constexpr") for name in program.arg_names}
-        source = ASTSource(program, signature=signature, constexprs=constants)
-        made = compile(source, target=GPUTarget("cuda", int(sys.argv[1]), int(sys.argv[2])), options=launch)
-        assert made.asm["cubin"]
+types |= {"labels": "*i64", "named": "*i64", "values": "*fp32", "rest": "*fp32", "is_named": "*u8", "terms": "*fp64"}
+signature = {name: types.get(name, "constexpr") for name in learn_rows.arg_names}
+for kind in range(4):
+    for tempered in (False, True):
+        for writes in (False, True):
+            constants = {"KIND": kind, "TEMPERED": tempered, "WRITES": writes, **blocks}
+            source = ASTSource(learn_rows, signature=signature, constexprs=constants)
+            made = compile(source, target=GPUTarget("cuda", int(sys.argv[1]), int(sys.argv[2])), options=launch)
+            assert made.asm["cubin"]
 """
 
 
