@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from stillhouse import row_math
+from stillhouse.device_rows.choice import device_programs
 from stillhouse.request import Sequence
 from stillhouse.row_math import Array
 
@@ -62,6 +63,15 @@ def draw(logits_PN: Tensor, uniforms_PS: Tensor, temperature: float) -> tuple[Te
     """
     if logits_PN.device.type not in ("cpu", "cuda"):  # others (MPS) have no float64
         logits_PN = logits_PN.cpu()
+    programs = device_programs(logits_PN.device)
+    if programs is None or logits_PN.dtype == torch.float64:
+        return draw_by_torch(logits_PN, uniforms_PS, temperature)
+    drawn: tuple[Tensor, Tensor] = programs.draw(logits_PN, uniforms_PS, temperature)
+    return drawn
+
+
+def draw_by_torch(logits_PN: Tensor, uniforms_PS: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Do as `draw` says by torch's own operations, or numpy's."""
     x_PN = logits_PN - logits_PN.amax(dim=1, keepdim=True).double()
     if temperature != 1:
         x_PN.div_(temperature)

@@ -18,14 +18,16 @@ from stillhouse.encodings import Candidates, Dense, Encoding, Hidden, Sampled, T
 from stillhouse.errors import EncodingNotOfferedError, InvalidRequestError, TeacherInternalError
 from stillhouse.finite import all_finite
 from stillhouse.head_and_tail import head_and_tail, top_k_ids
+from stillhouse.host_copy import copy_to_host, on_host
 from stillhouse.payloads import CandidateLogits, DenseLogits, HiddenStates, Payload, SampledCounts, TopKLogits
 from stillhouse.request import Sequence
 from stillhouse.tensor_bytes import DTYPES
 
 # The logits that are worked on at once: on the host few enough for its caches, on a device enough to fill it. They
-# bound what encoding needs beside its chunk, to some 8 times as many bytes in float32 and 40 times in float64 (draws).
+# bound what encoding needs beside its chunk, to some 8 times as many bytes in float32 and 40 times in float64 (draws);
+# by the programs for a GPU, to as many bytes, and 24 times for draws.
 _HOST_BLOCK_ELEMENTS = 2**18
-_DEVICE_BLOCK_ELEMENTS = 2**24
+_DEVICE_BLOCK_ELEMENTS = 2**26
 
 
 def encode_logits(
@@ -102,7 +104,7 @@ def encode_hidden(hidden_rows: Tensor, encoding: Hidden) -> HiddenStates:
             "its weights are damaged, or its compute dtype is too narrow for it (try float32)"
         )
     # A copy also where nothing is cast: the rows may be a view of a batch, which would be kept alive whole.
-    return HiddenStates(_cast(rows, "hidden", encoding.value_type).to("cpu", copy=True))
+    return HiddenStates(on_host(_cast(rows, "hidden", encoding.value_type)))
 
 
 def _candidate_ids(token_ids: tuple[int, ...], sequence: Sequence, vocabulary_size: int) -> Tensor:
@@ -171,7 +173,7 @@ def _collect(
     whole = {name: torch.empty(num_positions, *c.shape, dtype=c.dtype) for name, c in columns.items()}
     for block, rows in blocks:
         for column, part in zip(whole.values(), reduce(block, rows), strict=True):
-            column[rows] = part
+            copy_to_host(part, column[rows])
     return whole
 
 

@@ -19,6 +19,7 @@ import structlog
 import torch
 from torch import Tensor
 
+from stillhouse.device_rows.choice import programs_name
 from stillhouse.errors import ConfigurationError
 from stillhouse.fingerprint import tokens_fingerprint
 from stillhouse.payloads import OutputHead
@@ -92,7 +93,9 @@ class TransformersBackend(TeacherBackend):
             attention=str(config._attn_implementation),  # noqa: SLF001 - where transformers keeps what it chose
             mode="throughput" if pass_tokens is None else "deterministic",
             tokens=tokens,
-            shapes="" if pass_tokens is None else f"{self._shapes} on {self._place.machine_kind()}, {_libraries()}",
+            shapes=""
+            if pass_tokens is None
+            else f"{self._shapes} on {self._place.machine_kind()}, {_libraries(self._place.input_device)}",
         )
 
     def describe(self) -> BackendDescription:
@@ -232,9 +235,10 @@ def _position_ids(segment_lengths: SequenceOf[int], longest: int) -> Tensor:
     return torch.cat([torch.arange(length) for length in (*before, longest - sum(before))])
 
 
-def _libraries() -> str:
-    """Return what beside torch decides over bits: the model's code, and on the CPU the exponentials of an encoding."""
-    return ", ".join(f"{name} {version(name)}" for name in ("transformers", "numpy"))
+def _libraries(device: torch.device) -> str:
+    """Return what beside torch decides over bits: the model's code, and what an encoding's exponentials are made by."""
+    named = [f"{name} {version(name)}" for name in ("transformers", "numpy")]
+    return ", ".join(named if device.type == "cpu" else [*named, f"rows by {programs_name(device)}"])
 
 
 def _mixes_rows(config: Any) -> bool:
