@@ -109,6 +109,7 @@ class BatchComputer:
         started = time.monotonic()
         queued = [started - job.enqueued_at for job in jobs]
         hidden = self._backend.forward([job.sequence for job in jobs])
+        _wait_for(hidden.rows[-1])
         watch = _Watch(time.monotonic() - started)
         encoded = self._encode_all(jobs, hidden.rows, watch)
         encode_seconds = time.monotonic() - started - watch.seconds
@@ -151,6 +152,7 @@ class BatchComputer:
     def _head(self, hidden_rows: Tensor, watch: _Watch) -> Tensor:
         started = time.monotonic()
         logits = self._backend.head(hidden_rows)
+        _wait_for(logits)
         watch.seconds += time.monotonic() - started
         return logits
 
@@ -160,6 +162,12 @@ class _Watch:
     """Adds up the time in the model, whose head runs while its answers are being encoded."""
 
     seconds: float
+
+
+def _wait_for(result: Tensor) -> None:
+    """Return when a result is there: what a GPU still computes of it would count as the time of encoding."""
+    if result.is_cuda:
+        torch.cuda.current_stream(result.device).synchronize()
 
 
 def _encode_logits(job: Job, row_chunks: Iterable[Tensor]) -> bytes | Exception:
