@@ -58,6 +58,7 @@ def _train(
 
             raise typer.Exit(run(own))
     from student_worker.elastic.launch import run_local
+    from student_worker.places import gpus_of_their_own
     from student_worker.run_folder.output import check_output_dir, own_folder
 
     if loaded.worker_index_by_lock:
@@ -67,7 +68,7 @@ def _train(
     check_output_dir(loaded)
     argv = _worker_argv(recipe, given)
     log_dir = own_folder(loaded).output_dir / "logs"
-    together = {f"{ENV_PREFIX}LOCAL_WORKERS": str(workers)}
+    together = {f"{ENV_PREFIX}LOCAL_WORKERS": str(workers), **gpus_of_their_own(loaded)}
     raise typer.Exit(run_local(workers, argv, log_dir=log_dir, lighthouse=loaded.lighthouse, environment=together))
 
 

@@ -1,7 +1,8 @@
-"""The collectives of a torchft process group: gloo on the CPU, NCCL on CUDA.
+"""The collectives of a torchft process group: gloo on the CPU, NCCL on CUDA where every worker has a GPU of its own.
 
-torchft's Manager watches over its own all-reduce only, so every failure here comes out as `ExchangeError`, for the
-group to report. Also where workers introduce themselves, before they exchange anything.
+NCCL refuses two ranks on one GPU; workers that share one exchange by gloo, through the host's memory. torchft's
+Manager watches over its own all-reduce only, so every failure here comes out as `ExchangeError`, for the group to
+report. Also where workers introduce themselves, before they exchange anything.
 """
 
 from __future__ import annotations
@@ -13,10 +14,16 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.distributed.distributed_c10d import AllreduceOptions, AllToAllOptions, ReduceOp
-from torchft.process_group import ProcessGroup, ProcessGroupGloo, ProcessGroupNCCL, create_store_client
+from torchft.process_group import (
+    ProcessGroup,
+    ProcessGroupGloo,
+    ProcessGroupNCCL,
+    ProcessGroupWrapper,
+    create_store_client,
+)
 
 from stillhouse.errors import StillhouseError
-from student_worker.elastic.introductions import Introduction, admit
+from student_worker.elastic.introductions import Introduction, admit, share_a_device
 from student_worker.failpoints import fail_point
 
 
@@ -25,11 +32,24 @@ class ExchangeError(StillhouseError):
 
 
 class ProcessGroupCollectives:
-    """The `Collectives` of one membership; returns when the result is there (on CUDA: in stream order)."""
+    """The `Collectives` of one membership; returns when the result is there (on CUDA: in stream order).
 
-    def __init__(self, group: ProcessGroup, rank: int, world_size: int, newcomers: int = 0, step: int = 0) -> None:
+    With `through_host` the group knows tensors in the host's memory alone; those of a GPU are copied there and back.
+    """
+
+    def __init__(
+        self,
+        group: ProcessGroup,
+        rank: int,
+        world_size: int,
+        newcomers: int = 0,
+        step: int = 0,
+        *,
+        through_host: bool = False,
+    ) -> None:
         self._group = group
         self._step = step
+        self._through_host = through_host
         self.rank = rank
         self.world_size = world_size
         self.newcomers = newcomers
@@ -38,11 +58,18 @@ class ProcessGroupCollectives:
         """Replace `tensor` by the sum over ranks."""
         options = AllreduceOptions()
         options.reduceOp = ReduceOp(ReduceOp.SUM)
-        self._wait("allreduce", [tensor], options)
+        here = tensor.cpu() if self._through_host else tensor
+        self._wait("allreduce", [here], options)
+        if here is not tensor:
+            tensor.copy_(here)
 
     def all_to_all(self, output: Tensor, source: Tensor, output_sizes: list[int], source_sizes: list[int]) -> None:
         """Send `source_sizes[j]` elements of flat `source` to rank j; receive `output_sizes[j]` from it."""
-        self._wait("alltoall_base", output, source, output_sizes, source_sizes, AllToAllOptions())
+        here = torch.empty_like(output, device="cpu") if self._through_host else output
+        sent = source.cpu() if self._through_host else source
+        self._wait("alltoall_base", here, sent, output_sizes, source_sizes, AllToAllOptions())
+        if here is not output:
+            output.copy_(here)
 
     def _wait(self, collective: str, *arguments: Any) -> None:
         try:
@@ -70,6 +97,8 @@ class _OneRun:
     rank = 0
     world_size = 1
     newcomers = 0
+    through_host = False
+    """Whether members exchange through the host's memory what lies on a GPU."""
 
     def configure(
         self, store_addr: str, replica_id: str, rank: int, world_size: int, quorum_id: int | None = None, *_: Any
@@ -80,22 +109,48 @@ class _OneRun:
         texts = [store.get(f"introduction/{other}").decode() for other in range(world_size)]
         members, self.newcomers = admit(rank, texts, self.max_workers)
         self.rank, self.world_size = members.index(rank), len(members)
+        self._meet([texts[member] for member in members])
         prefix = f"{store_addr}/members"
         super().configure(prefix, replica_id, self.rank, self.world_size, quorum_id)  # type: ignore[misc]  # a mixin
+
+    def _meet(self, introductions: list[str]) -> None:
+        """Look at those who stay, before they are connected."""
 
 
 class GlooGroup(_OneRun, ProcessGroupGloo):  # type: ignore[misc]  # torchft ships no types
     """gloo between the workers of one run."""
 
 
-class NcclGroup(_OneRun, ProcessGroupNCCL):  # type: ignore[misc]  # torchft ships no types
-    """NCCL between the workers of one run."""
+class CudaGroup(_OneRun, ProcessGroupWrapper):  # type: ignore[misc]  # torchft ships no types
+    """NCCL between the workers of one run, gloo where two of them have one GPU; chosen anew with every membership."""
+
+    def _meet(self, introductions: list[str]) -> None:
+        self.through_host = share_a_device(introductions)
+        chosen = ProcessGroupGloo if self.through_host else ProcessGroupNCCL
+        before: Any = self._pg
+        if not isinstance(before, chosen):
+            if before is not None:
+                before.abort()
+            self._pg: Any = chosen(timeout=self._timeout)
+
+    def errored(self) -> Exception | None:
+        """Return what went wrong since the members were connected, if anything did."""
+        group: Any = self._pg
+        failure: Exception | None = None if group is None else group.errored()
+        return failure
+
+    def set_timeout(self, timeout: timedelta) -> None:
+        """Wait so long for a collective from now on."""
+        super().set_timeout(timeout)
+        group: Any = self._pg
+        if group is not None:
+            group.set_timeout(timeout)
 
 
-def process_group(device: torch.device, timeout: timedelta) -> GlooGroup | NcclGroup:
+def process_group(device: torch.device, timeout: timedelta) -> GlooGroup | CudaGroup:
     """Return the process group that suits a device; it connects when the first quorum is known."""
     if device.type == "cuda":
         # Said beforehand, or torchft warns that it sets the variable itself.
         os.environ.setdefault("TORCH_NCCL_NONBLOCKING_TIMEOUT", str(timeout.total_seconds()))
-        return NcclGroup(timeout=timeout)
+        return CudaGroup(timeout=timeout)
     return GlooGroup(timeout=timeout)

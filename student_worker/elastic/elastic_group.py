@@ -58,7 +58,8 @@ class ElasticGroup(Group):
             workers of different runs part at once.
         max_workers: the most that a global batch has work for; the newest above it leave.
         step: steps that are committed already, from the checkpoint.
-        device: where gradients live: gloo on "cpu", NCCL on "cuda".
+        device: where gradients live. Workers on CPUs exchange by gloo, those on GPUs by NCCL, or by gloo through the
+            host's memory where two of them share a GPU.
         timeout_seconds: how long peers wait for each other between `start_step` and `commit`; at least five times
             what the slowest worker computes in between.
         quorum_timeout_seconds: how long one attempt at a quorum may take; then follows the next.
@@ -112,6 +113,7 @@ class ElasticGroup(Group):
         self._has_left = False
         self._collectives: ProcessGroupCollectives | None = None
         self._device = torch.device(device)
+        self._device_name = _name_of(self._device)
         self._processes = process_group(self._device, self._timeout)
         self._processes.max_workers = max_workers
         self._transport = StateTransport(address, token, transfer_timeout_seconds=self._max_timeout.total_seconds())
@@ -159,7 +161,7 @@ class ElasticGroup(Group):
         while True:
             step = self._manager.current_step()
             run, token = self._run
-            self._processes.introduction = Introduction(run, token, step, self._established)
+            self._processes.introduction = Introduction(run, token, step, self._established, self._device_name)
             self._processes.newcomers = 0
             self._quorums.form(step)
             failure = self._manager.errored()
@@ -179,7 +181,12 @@ class ElasticGroup(Group):
             newcomers=self._processes.newcomers,
         )
         self._collectives = ProcessGroupCollectives(
-            self._processes, membership.rank, membership.world_size, membership.newcomers, membership.step
+            self._processes,
+            membership.rank,
+            membership.world_size,
+            membership.newcomers,
+            membership.step,
+            through_host=self._processes.through_host,
         )
         return membership
 
@@ -238,3 +245,7 @@ class ElasticGroup(Group):
         if not self._has_left:
             self._has_left = True
             self._manager.shutdown(wait=False)
+
+
+def _name_of(device: torch.device) -> str:
+    return str(torch.cuda.get_device_properties(device).uuid) if device.type == "cuda" else ""

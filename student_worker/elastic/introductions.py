@@ -38,12 +38,14 @@ class Introduction:
         token: the run's secret; only a keyed hash of it is shown.
         step: the committed steps of this worker.
         established: whether it has committed a step in this run already.
+        device: the GPU that it computes on, by a name that no other GPU has; empty on a CPU.
     """
 
     run: Mapping[str, str]
     token: str
     step: int = 0
     established: bool = False
+    device: str = ""
 
     def text(self) -> str:
         """Return what goes to the peers."""
@@ -51,7 +53,8 @@ class Introduction:
         key = hashlib.sha256(self.token.encode()).digest()
         # Over the run's description, so that a proof shown to one run says nothing to another.
         proof = hashlib.blake2b(json.dumps(run).encode(), key=key, digest_size=16).hexdigest()
-        return json.dumps({"established": self.established, "step": self.step, "run": run, "proof": proof})
+        told = {"established": self.established, "step": self.step, "device": self.device, "run": run, "proof": proof}
+        return json.dumps(told)
 
 
 @dataclass(frozen=True)
@@ -106,6 +109,13 @@ def admit(rank: int, introductions: Sequence[str], max_workers: int) -> tuple[li
     last = max(steps.values())
     members = sorted(steps, key=lambda member: (steps[member] < last, member))
     return members, sum(step < last for step in steps.values())
+
+
+def share_a_device(introductions: Sequence[str]) -> bool:
+    """Return whether any two of these workers compute on one GPU."""
+    devices = [json.loads(text).get("device") for text in introductions]
+    named = [device for device in devices if device]
+    return len(set(named)) < len(named)
 
 
 def _differences(own: dict[str, str], theirs: dict[str, str]) -> str:

@@ -91,6 +91,7 @@ class Plan:
     rows_per_run: int
     bytes_per_run: int
     workers: int
+    workers_per_device: int
     micro_shards: int
     reduction: str
     device: str
@@ -135,6 +136,7 @@ def make_plan(recipe: Recipe, checked: Checked, device: torch.device, *, workers
         rows_per_run=rows,
         bytes_per_run=rows * per_position,
         workers=workers,
+        workers_per_device=workers_per_device(recipe, device, workers),
         micro_shards=recipe.micro_shards,
         reduction=recipe.reduction,
         device=str(device),
@@ -156,7 +158,7 @@ def check_fits(plan: Plan, *, whole_disk: bool) -> None:
         ConfigurationError: memory or disk do not suffice; the message says what would.
     """
     memory = plan.memory
-    needed, free = memory.needed(plan.reduction), memory.free // plan.workers
+    needed, free = memory.needed(plan.reduction), memory.free // plan.workers_per_device
     if needed > free:
         fits_fast = plan.reduction == "exact" and memory.needed("fast") <= free
         remedy = (
@@ -167,7 +169,7 @@ def check_fits(plan: Plan, *, whole_disk: bool) -> None:
         raise ConfigurationError(
             f"reduction: {plan.reduction} does not fit: weights, gradient, AdamW and the sum over {plan.micro_shards} "
             f"micro_shards take {shown(needed)} on {plan.device}, of which {shown(free)} are free for each of "
-            f"{plan.workers} worker(s); {remedy}"
+            f"{plan.workers_per_device} worker(s) there; {remedy}"
         )
     disk = plan.disk
     if disk.free is None:
@@ -179,6 +181,13 @@ def check_fits(plan: Plan, *, whole_disk: bool) -> None:
             f"{shown(disk.exports)} need {shown(wanted)} more on the disk, and {shown(disk.free)} are free; free some, "
             "lower save_total_limit, or name another output_dir or checkpoint_dir"
         )
+
+
+def workers_per_device(recipe: Recipe, device: torch.device, workers: int) -> int:
+    """Return how many workers of this host share a device: GPUs are shared out evenly unless one is named."""
+    if device.type == "cuda" and recipe.device in ("auto", "cuda"):
+        return -(-workers // torch.cuda.device_count())
+    return workers
 
 
 def _memory(recipe: Recipe, checked: Checked, device: torch.device, n: int, workers: int) -> Memory:

@@ -180,7 +180,7 @@ class Recipe(Strict):
     device_locks: Path | None = Field(
         None,
         description="Folder of this host that its workers share, in which each locks a GPU of its own; with device "
-        "auto. By default a worker takes what CUDA calls the first.",
+        "auto. By default --workers gives each a GPU as long as there are so many, and a worker alone takes the first.",
     )
     reserved_devices: tuple[str, ...] = Field(
         (),

@@ -24,18 +24,24 @@ TIMEOUT = timedelta(seconds=20)
 
 
 def connected(
-    world_size: int, work: Callable[[ProcessGroupCollectives, Callable[[], None]], T], newcomers: int = 0
+    world_size: int,
+    work: Callable[[ProcessGroupCollectives, Callable[[], None]], T],
+    newcomers: int = 0,
+    gpu: str = "",
 ) -> list[T]:
     """Run `work` on every rank of a real group, each in a thread; it is handed a way to leave, too."""
     results: list[T] = []
-    for result in introduced([{"recipe": "ours"}] * world_size, work, newcomers):
+    for result in introduced([{"recipe": "ours"}] * world_size, work, newcomers, gpu):
         assert not isinstance(result, ConfigurationError)
         results.append(result)
     return results
 
 
 def introduced(
-    runs: list[dict[str, str]], work: Callable[[ProcessGroupCollectives, Callable[[], None]], T], newcomers: int = 0
+    runs: list[dict[str, str]],
+    work: Callable[[ProcessGroupCollectives, Callable[[], None]], T],
+    newcomers: int = 0,
+    gpu: str = "",
 ) -> list[T | ConfigurationError]:
     """The same for ranks that may belong to different runs: one that is refused has the refusal for a result."""
     use_interface_of("127.0.0.1")
@@ -43,13 +49,16 @@ def introduced(
     results: dict[int, T | ConfigurationError] = {}
 
     def run(rank: int) -> None:
-        group = process_group(torch.device("cpu"), TIMEOUT)
-        group.introduction = Introduction(runs[rank], token="token", step=0 if rank < newcomers else 9)
+        group = process_group(torch.device("cuda" if gpu else "cpu"), TIMEOUT)
+        group.introduction = Introduction(runs[rank], token="token", step=0 if rank < newcomers else 9, device=gpu)
         group.max_workers = len(runs)
         try:
             group.configure(f"127.0.0.1:{store.port}/quorum", f"worker-{rank}", rank, len(runs))
             results[rank] = work(
-                ProcessGroupCollectives(group, group.rank, group.world_size, group.newcomers), group.abort
+                ProcessGroupCollectives(
+                    group, group.rank, group.world_size, group.newcomers, through_host=group.through_host
+                ),
+                group.abort,
             )
         except ConfigurationError as error:
             results[rank] = error
@@ -70,8 +79,9 @@ def gradients(num_shards: int, num_elements: int) -> list[Tensor]:
     return list(torch.randn(num_shards, num_elements, generator=generator) * scales)
 
 
+@pytest.mark.parametrize("gpu", ["", "GPU-that-all-share"])
 @pytest.mark.parametrize(("world_size", "newcomers"), [(2, 0), (3, 0), (4, 0), (2, 1), (3, 1), (4, 2), (4, 3)])
-def test_the_exact_sum_over_gloo_has_the_bits_of_one_worker(world_size: int, newcomers: int) -> None:
+def test_the_exact_sum_over_gloo_has_the_bits_of_one_worker(world_size: int, newcomers: int, gpu: str) -> None:
     summands = gradients(8, 100_003)
     alone = ShardTree(8, 100_003)
     for shard, summand in enumerate(summands):
@@ -88,7 +98,7 @@ def test_the_exact_sum_over_gloo_has_the_bits_of_one_worker(world_size: int, new
             mine[shard] = rows[shard]
         return tree.total(collectives), sum_scalars(mine, collectives, tree.device)
 
-    for total, scalars in connected(world_size, work, newcomers):
+    for total, scalars in connected(world_size, work, newcomers, gpu):
         assert torch.equal(total, expected)
         assert torch.equal(scalars, rows)
 

@@ -8,7 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from student_worker.elastic.introductions import Introduction, RunMismatchError, TooManyWorkersError, admit
+from student_worker.elastic.introductions import (
+    Introduction,
+    RunMismatchError,
+    TooManyWorkersError,
+    admit,
+    share_a_device,
+)
 
 RUN = {"recipe": "8c1f", "learning_rate": "0.001", "data": "77aa", "release": "0.1.0"}
 
@@ -117,3 +123,10 @@ def test_all_come_to_the_same_answer_and_somebody_stays(workers: list[Introducti
 
 def test_an_introduction_shows_no_token() -> None:
     assert "secret-of-the-run" not in Introduction(RUN, "secret-of-the-run").text()
+
+
+@pytest.mark.parametrize(
+    ("devices", "shared"), [(("GPU-a", "GPU-b"), False), (("GPU-a", "GPU-b", "GPU-a"), True), (("", ""), False)]
+)
+def test_all_know_alike_whether_two_of_them_share_a_gpu(devices: tuple[str, ...], shared: bool) -> None:
+    assert share_a_device(texts(*(Introduction(RUN, "token", device=device) for device in devices))) is shared

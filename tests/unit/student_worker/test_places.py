@@ -12,7 +12,7 @@ import pytest
 from stillhouse.errors import ConfigurationError
 from student_worker.devices import VISIBLE_VARIABLE, Gpu
 from student_worker.locks import try_lock
-from student_worker.places import placed
+from student_worker.places import gpus_of_their_own, placed
 from student_worker.recipe.schema import Recipe
 
 HOLDER = "import sys, pathlib; from student_worker.locks import try_lock\n"
@@ -91,3 +91,12 @@ def test_a_folder_that_cannot_hold_locks_is_named(tmp_path: Path) -> None:
         placed(recipe(tmp_path, worker_index_by_lock=True), no_gpus),
     ):
         pass
+
+
+def test_workers_started_together_share_out_the_gpus_unless_the_recipe_says_how(tmp_path: Path) -> None:
+    told = gpus_of_their_own(recipe(tmp_path))
+    assert told["STUDENT_SHARE_DEVICES"] == "true"
+    assert Path(told["STUDENT_DEVICE_LOCKS"]).is_absolute()
+    assert gpus_of_their_own(recipe(tmp_path, device="cpu")) == {}
+    assert gpus_of_their_own(recipe(tmp_path, device="cuda:1")) == {}
+    assert gpus_of_their_own(recipe(tmp_path, device_locks=tmp_path)) == {}
