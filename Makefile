@@ -32,7 +32,7 @@ $(VENV)/.dev: $(VENV)/.installed
 	$(PIP) --group dev
 	@touch $@
 
-.PHONY: help install demo test test-long lint format types proto proto-check bench bench-quick bench-peers docs constraints clean
+.PHONY: help install demo test test-long test-cuda lint format types proto proto-check bench bench-quick bench-peers docs constraints clean
 
 help:  ## Show the targets.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -48,6 +48,9 @@ test: $(VENV)/.dev  ## Unit, contract, integration and short end-to-end tests.
 
 test-long: $(VENV)/.dev  ## Faults, churn and fuzz at full counts; COUNT=0.1 reduces them.
 	STILLHOUSE_TEST_COUNT=$(or $(COUNT),1) $(BIN)/python -m pytest -m long $(ARGS)
+
+test-cuda: $(VENV)/.dev  ## What only a GPU shows, on a machine with one and with a torch for it.
+	TRITON_INTERPRET=0 $(BIN)/python -m pytest tests/cuda $(ARGS)
 
 lint: $(VENV)/.dev  ## Format and lint checks.
 	$(BIN)/ruff format --check .

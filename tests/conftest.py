@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 import structlog
 
-# Programs for a GPU are run by numpy. Read when triton is first imported, which torch does in some tests.
-os.environ["TRITON_INTERPRET"] = "1"
+# Programs for a GPU are run by numpy, unless `make test-cuda` says otherwise. Read when triton is first imported, which
+# torch does in some tests.
+os.environ.setdefault("TRITON_INTERPRET", "1")
 
 TINY_VOCABULARY_SIZE = 300
 
