@@ -42,6 +42,10 @@ RUN apt-get update && apt-get install --yes --no-install-recommends tini && rm -
     # Named volumes take over who may write; sticky, for users other than this one.
     && install -d -m 1777 /cache /runs /locks /run/keys
 COPY --from=build /opt/stillhouse /opt/stillhouse
+# Torch's builds for a GPU bring Triton, which makes its programs with a C compiler when they are first needed.
+RUN if [ -d /opt/stillhouse/lib/python3.11/site-packages/triton ]; then \
+        apt-get update && apt-get install --yes --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*; \
+    fi
 COPY --from=build /data /data
 COPY deploy/docker/healthcheck.py /usr/local/bin/stillhouse-health
 COPY deploy/docker/make_keys.py /usr/local/bin/stillhouse-keys
