@@ -47,7 +47,7 @@ class Size:
 
 
 QUICK = Size(4096, 64, 128, 2, 4, 2, torch.float32, 2, 32)
-ON_CPU = Size(49_152, 576, 1536, 30, 9, 3, torch.float32, 4, 64)
+ON_CPU = Size(49_152, 576, 1536, 30, 9, 3, torch.float32, 4, 32)
 """SmolLM2-135M's shape."""
 ON_GPU = Size(151_936, 3584, 18_944, 28, 28, 4, torch.bfloat16, 8, 512)
 """Qwen2.5-7B's shape."""
@@ -58,7 +58,7 @@ def measure(quick: bool) -> Result:
     keep_freed_memory()  # as the service does
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     size = QUICK if quick else ON_GPU if device.type == "cuda" else ON_CPU
-    rounds = 2 if quick else 5
+    rounds = 2 if quick else 5 if device.type == "cuda" else 3
     backend = TransformersBackend(_model(size, device), name="random")
     chunk_rows: int = TeacherSettings.model_fields["head_chunk_rows"].default
     compute = BatchComputer(backend, Metrics(), head_chunk_rows=chunk_rows)

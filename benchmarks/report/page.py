@@ -55,6 +55,9 @@ def render(results: Results) -> str:
         made_by=partial(_made_by, results),
         table=_table,
         rows=results.rows,
+        gpu_rows=results.on_gpu().rows,
+        gpu_figure=lambda name, key: results.on_gpu().of(name).figures[key],
+        made_on_gpu=partial(_made_on_gpu, results.on_gpu()),
         pictures=PICTURES,
     )
 
@@ -81,6 +84,12 @@ def _table(rows: Sequence[dict[str, Value]], columns: Sequence[Column]) -> str:
     lines = [f"| {head} |", "|" + "---|" * len(columns)]
     lines += ["| " + " | ".join(number(row.get(key)) for _, key in columns) + " |" for row in rows]
     return "\n".join(lines)
+
+
+def _made_on_gpu(results: Results, name: str) -> str:
+    result = results.of(name)
+    torch_version = str(result.machine["torch"]).split("+")[0]
+    return f"`python -m benchmarks run {name}`, {result.date[:10]}, {result.machine['device']}, torch {torch_version}"
 
 
 def _made_by(results: Results, name: str) -> str:

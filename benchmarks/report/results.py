@@ -1,4 +1,4 @@
-"""What the benchmarks wrote, a file each; those that peers took part in have a folder of their own below."""
+"""What the benchmarks wrote, a file each; those with peers, and those of a GPU, have folders of their own below."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from typing import Any
 from benchmarks._result import Result, Value
 
 PEERS = "peers"
+GPU = "gpu"
+"""What was measured on a machine with a GPU: `python -m benchmarks run NAME --results benchmarks/results/gpu` there."""
 FOLDER = Path(__file__).parent.parent / "results"
 
 
@@ -35,6 +37,10 @@ class Results:
                 content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
                 return Result(**content)
         raise MissingResultError(f"{self.folder} has no {name}.json: run `make bench`")
+
+    def on_gpu(self) -> Results:
+        """Return those of a machine with a GPU."""
+        return Results(self.folder / GPU)
 
     def has_peers(self, name: str) -> bool:
         """Return whether peers took part in what `of` returns."""
