@@ -42,11 +42,14 @@ RUN apt-get update && apt-get install --yes --no-install-recommends tini && rm -
     # Named volumes take over who may write; sticky, for users other than this one.
     && install -d -m 1777 /cache /runs /locks /run/keys
 COPY --from=build /opt/stillhouse /opt/stillhouse
-# Torch's builds for a GPU bring Triton, which makes its programs with a C compiler when they are first needed.
+# Torch's builds for a GPU bring Triton, which makes its programs with a C compiler, and Python's headers, when they are
+# first needed. Debian's Python has its headers in a package, that of the default base has them.
 RUN if [ -d /opt/stillhouse/lib/python3.11/site-packages/triton ]; then \
-        apt-get update && apt-get install --yes --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*; \
+        include=$(/opt/stillhouse/bin/python3 -c "import sysconfig; print(sysconfig.get_path('include'))"); \
+        [ -e "$include/Python.h" ] || headers=libpython3-dev; \
+        apt-get update && apt-get install --yes --no-install-recommends gcc libc6-dev ${headers:-} \
+        && rm -rf /var/lib/apt/lists/*; \
     fi
-COPY --from=build /data /data
 COPY deploy/docker/healthcheck.py /usr/local/bin/stillhouse-health
 COPY deploy/docker/make_keys.py /usr/local/bin/stillhouse-keys
 COPY deploy/docker/supervise.py /usr/local/bin/stillhouse-supervise
