@@ -1,7 +1,8 @@
 """Names for content: two things have the same fingerprint iff every bit that matters is the same.
 
 All are BLAKE2b-128 (RFC 7693) as 32 hexadecimal digits. Fields are framed with their lengths before they are
-hashed, so that no two different lists of fields give the same bytes.
+hashed, so that no two different lists of fields give the same bytes. torch is imported only where tensors are hashed:
+who makes cache keys alone is spared its second and its hundreds of megabytes.
 """
 
 from __future__ import annotations
@@ -9,13 +10,15 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from stillhouse.encodings import Candidates, Dense, Encoding, Hidden, Sampled, TopK
 from stillhouse.request import Sequence
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 DIGEST_BYTES = 16
 
@@ -48,6 +51,8 @@ def weights_fingerprint(tensors: Mapping[str, Tensor]) -> str:
 
 
 def _tensor_digest(tensor: Tensor) -> bytes:
+    import torch
+
     flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
     return hashlib.blake2b(flat.numpy().data, digest_size=DIGEST_BYTES).digest()
 

@@ -41,9 +41,19 @@ class Place:
 class Admission:
     """The limit on each caller's requests in flight, and the count of all that an orderly end waits for."""
 
-    def __init__(self, access: Access, metrics: Metrics, *, max_requests_per_token: int, max_seconds: float) -> None:
+    def __init__(
+        self,
+        access: Access,
+        metrics: Metrics,
+        *,
+        max_requests_per_token: int,
+        max_seconds: float,
+        shows_callers: bool = True,
+    ) -> None:
+        """Let nobody in yet. `shows_callers` is off where others, who let the same requests in, show them."""
         self.access = access
         self._metrics = metrics
+        self._shows_callers = shows_callers
         self._max_requests_per_token = max_requests_per_token
         self._max_seconds = max_seconds
         self._in_flight: Counter[str] = Counter()
@@ -79,7 +89,8 @@ class Admission:
             )
         self._in_flight[caller.name] += 1
         self._nobody.clear()
-        self._metrics.caller_requests.labels(caller.name).inc()
+        if self._shows_callers:
+            self._metrics.caller_requests.labels(caller.name).inc()
         return Place(self, caller)
 
     @asynccontextmanager
@@ -150,4 +161,5 @@ class Admission:
             del self._in_flight[caller.name]
         if not self._in_flight:
             self._nobody.set()
-        self._metrics.caller_requests.labels(caller.name).dec()
+        if self._shows_callers:
+            self._metrics.caller_requests.labels(caller.name).dec()

@@ -48,11 +48,14 @@ class _Room:
         self.reason = reason
         self.shortest_pause_seconds = shortest_pause_seconds
         self.taken = 0
+        self._shown = 0
         self._gauge = gauge
 
-    def add(self, amount: int) -> None:
+    def add(self, amount: int, *, is_shown: bool = True) -> None:
         self.taken += amount
-        self._gauge.set(self.taken)
+        if is_shown:
+            self._shown += amount
+            self._gauge.set(self._shown)
 
 
 class Capacity:
@@ -77,8 +80,11 @@ class Capacity:
         self._batch_seconds = 0.0
 
     @contextmanager
-    def admitting(self, token_counts: SequenceOf[int], *, answer_bytes: int) -> Iterator[Place]:
+    def admitting(self, token_counts: SequenceOf[int], *, answer_bytes: int, is_shown: bool = True) -> Iterator[Place]:
         """Let in a request of sequences of these lengths and an answer of at most `answer_bytes`, until it is sent.
+
+        One that is not shown is held to the bounds like any other; the gauges of requests and of their bytes leave it
+        to the front process that it came through.
 
         Raises:
             OverloadedError: it does not fit any more; it says when to come again.
@@ -91,15 +97,15 @@ class Capacity:
             (self._bytes, answer_bytes),
         ):
             self._check(room, amount)
-        self._requests.add(1)
-        self._bytes.add(answer_bytes)
+        self._requests.add(1, is_shown=is_shown)
+        self._bytes.add(answer_bytes, is_shown=is_shown)
         place = Place(self, sequences, tokens)
         try:
             yield place
         finally:
             place.leave_all()
-            self._bytes.add(-answer_bytes)
-            self._requests.add(-1)
+            self._bytes.add(-answer_bytes, is_shown=is_shown)
+            self._requests.add(-1, is_shown=is_shown)
 
     def change_queue(self, sequences: int, tokens: int) -> None:
         """Count so many more, or with negative numbers fewer, that wait or compute."""

@@ -14,9 +14,9 @@ from grpc_reflection.v1alpha import reflection
 
 from stillhouse.errors import ConfigurationError
 from teacher_service.admission import Admission
+from teacher_service.answering import Serving
 from teacher_service.connections import close_port
 from teacher_service.grpc_gate import HEALTH_MESSAGE_BYTES, HEALTH_NAME, Gate
-from teacher_service.lifecycle import Lifecycle
 from teacher_service.metrics import Metrics
 from teacher_service.request_notes import RequestNotes
 from teacher_service.servicer import SERVICE_NAME, TeacherServicer
@@ -82,7 +82,7 @@ class GrpcDoor:
 
     def __init__(
         self,
-        lifecycle: Lifecycle,
+        serving: Serving,
         metrics: Metrics,
         admission: Admission,
         notes: RequestNotes,
@@ -95,7 +95,7 @@ class GrpcDoor:
         self._server = grpc.aio.server(interceptors=[gate], options=options)
         self._health_server = grpc.aio.server(interceptors=[gate], options=health_options)
         self._health = HealthServicer()
-        TeacherServicer(lifecycle, metrics, settings.max_message_bytes).add_to(self._server)
+        TeacherServicer(serving, metrics, settings.max_message_bytes).add_to(self._server)
         for server in (self._server, self._health_server):
             health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         if settings.reflection:

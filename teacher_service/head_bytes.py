@@ -7,9 +7,11 @@ a copy, as large as the head, that is kept only as long as a caller is being sen
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from weakref import WeakValueDictionary
 
+from stillhouse.chunks import split
 from stillhouse.encodings import ValueType
 from stillhouse.errors import EncodingNotOfferedError
 from stillhouse.head_codec import encode_output_head
@@ -22,6 +24,11 @@ class EncodedHead:
     def __init__(self, buffers: Sequence[bytes | memoryview]) -> None:
         self.buffers = buffers
         self.num_bytes = sum(map(len, buffers))
+
+    async def chunks(self) -> AsyncIterator[tuple[int, bytes]]:
+        """Give the bytes as chunks, each with the place where it starts."""
+        for chunk in split(self.buffers):
+            yield chunk
 
 
 class HeadBytes:
@@ -50,3 +57,12 @@ class HeadBytes:
                 encoded = EncodedHead(await asyncio.to_thread(encode_output_head, self._head, chosen))
                 self._in_use[chosen] = encoded
         return encoded
+
+    @asynccontextmanager
+    async def sending(self, value_type: ValueType | None) -> AsyncIterator[EncodedHead]:
+        """Give the head for as long as it is being sent.
+
+        Raises:
+            EncodingNotOfferedError: as `get`.
+        """
+        yield await self.get(value_type)

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from stillhouse.codec import verify_payload
 from stillhouse.errors import CodecError
-from stillhouse.payload_header import Header
+from stillhouse.fingerprint import cache_key
+from stillhouse.payload_header import Header, read_header
+from stillhouse.request import CacheMode, LogitsRequest, TeacherDescription
+from teacher_service.batching import Computed
 from teacher_service.cache import AnswerCache, Claim
 from teacher_service.metrics import Metrics
 
@@ -55,9 +57,35 @@ class Recall:
         return checked
 
 
+def cache_keys(request: LogitsRequest, teacher: TeacherDescription) -> list[bytes]:
+    """Return the key of each sequence of a request."""
+    return [
+        cache_key(
+            teacher.fingerprint,
+            sequence,
+            request.encoding,
+            temperature=request.temperature,
+            vocabulary_size=request.effective_vocabulary_size(teacher.vocabulary_size),
+        )
+        for sequence in request.sequences
+    ]
+
+
+async def look_up(
+    recall: Recall | None, metrics: Metrics, cache_mode: CacheMode, expected: Mapping[bytes, Header]
+) -> dict[bytes, Computed]:
+    """Return what a request may use of what is remembered, and count it; `recall` is None where nothing is."""
+    if cache_mode != "use":
+        metrics.cache_requests.labels(cache_mode).inc(len(expected))
+    elif recall is not None and expected:
+        found = await recall.look_up(expected)
+        return {key: Computed(payload, from_cache=True) for key, payload in found.items()}
+    return {}
+
+
 def _is_payload(value: bytes | memoryview, expected: Header) -> bool:
     try:
-        return verify_payload(value) == expected
+        return read_header(memoryview(value).cast("B")) == expected
     except CodecError:
         return False
 

@@ -1,7 +1,7 @@
 """The gRPC door: translates, nothing else.
 
-Who may come in is decided before, in `grpc_gate`; what decides an answer is in `teacher`; what an error means on the
-wire is in `stillhouse.status`.
+Who may come in is decided before, in `grpc_gate`; what decides an answer is in `teacher`, here or behind a front
+process; what an error means on the wire is in `stillhouse.status`.
 """
 
 from __future__ import annotations
@@ -9,27 +9,22 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from itertools import islice
 from typing import Any, cast
 
 import grpc
 
 from stillhouse.answer_messages import RawAnswer, write_answer, write_chunk
-from stillhouse.chunks import split, split_views
+from stillhouse.chunks import split_views
 from stillhouse.encodings import ValueType
 from stillhouse.errors import FingerprintMismatchError, InvalidRequestError, RequestTooLongError
-from stillhouse.messages import description_to_proto, request_from_proto
-from stillhouse.request import Limits, LogitsRequest
+from stillhouse.messages import description_to_proto
 from stillhouse.teacher.v1 import teacher_service_pb2 as pb
-from teacher_service.lifecycle import Lifecycle
+from teacher_service.answering import EncodedAnswer, Serving
 from teacher_service.metrics import Metrics
-from teacher_service.teacher import EncodedAnswer, Teacher
+from teacher_service.request_reading import RequestReader
 
 # Beside the payloads a message holds field tags, timing and the fingerprint.
 _MESSAGE_OVERHEAD_BYTES = 4096
-
-# A request of more numbers than this is read beside the event loop, one at a time: each becomes an object.
-_MANY_NUMBERS = 2**16
 
 _VALUE_TYPES: dict[int, ValueType | None] = {
     pb.VALUE_TYPE_UNSPECIFIED: None,
@@ -45,11 +40,11 @@ Context = grpc.aio.ServicerContext[Any, Any]
 class TeacherServicer:
     """Answers the calls of the contract; what it raises is turned into a status by the gate before it."""
 
-    def __init__(self, lifecycle: Lifecycle, metrics: Metrics, max_message_bytes: int) -> None:
-        self._lifecycle = lifecycle
+    def __init__(self, serving: Serving, metrics: Metrics, max_message_bytes: int) -> None:
+        self._serving = serving
         self._metrics = metrics
         self._max_message_bytes = max_message_bytes
-        self._reading = asyncio.Lock()
+        self._reader = RequestReader()
 
     def add_to(self, server: grpc.aio.Server) -> None:
         """Have a server answer by this."""
@@ -71,25 +66,25 @@ class TeacherServicer:
     async def _get_teacher(self, request: pb.GetTeacherRequest, context: Context) -> pb.GetTeacherResponse:
         """Say what is served."""
         del context
-        return description_to_proto(self._lifecycle.teacher.description, include_tokens=request.include_tokens)
+        return description_to_proto(self._serving.teacher.description, include_tokens=request.include_tokens)
 
     async def _get_output_head(
         self, request: pb.GetOutputHeadRequest, context: Context
     ) -> AsyncIterator[pb.GetOutputHeadResponse]:
         """Stream the output head in chunks, each sent when the caller has room for it."""
         del context
-        description = self._lifecycle.teacher.description
+        description = self._serving.teacher.description
         if request.expected_fingerprint not in ("", description.fingerprint):
             raise FingerprintMismatchError(
                 f"expected_fingerprint is {request.expected_fingerprint}, but this teacher's is "
                 f"{description.fingerprint}: its weights or settings have changed; describe it anew"
             )
-        head = await self._lifecycle.head_bytes.get(_value_type(request))
-        self._metrics.response_bytes.labels("OutputHead").inc(head.num_bytes)
-        for offset, data in split(head.buffers):
-            yield pb.GetOutputHeadResponse(
-                offset=offset, total_bytes=head.num_bytes, data=data, fingerprint=description.fingerprint
-            )
+        async with self._serving.head_bytes.sending(_value_type(request)) as head:
+            self._metrics.response_bytes.labels("OutputHead").inc(head.num_bytes)
+            async for offset, data in head.chunks():
+                yield pb.GetOutputHeadResponse(
+                    offset=offset, total_bytes=head.num_bytes, data=data, fingerprint=description.fingerprint
+                )
 
     async def _compute_logits(self, request: pb.ComputeLogitsRequest, context: Context) -> bytes:
         """Answer in one message."""
@@ -116,8 +111,8 @@ class TeacherServicer:
 
     @asynccontextmanager
     async def _answering(self, message: pb.LogitsRequest, max_bytes: int | None) -> AsyncIterator[EncodedAnswer]:
-        teacher: Teacher = self._lifecycle.teacher
-        request = await self._read(message, teacher.description.limits)
+        teacher = self._serving.teacher
+        request = await self._reader.read(message, teacher.description.limits)
         size = teacher.check(request)
         if max_bytes is not None and size > max_bytes:
             raise RequestTooLongError(
@@ -127,24 +122,6 @@ class TeacherServicer:
         async with teacher.answering(request) as answer:
             self._metrics.response_bytes.labels(type(request.encoding).__name__).inc(answer.num_bytes)
             yield answer
-
-    async def _read(self, message: pb.LogitsRequest, limits: Limits) -> LogitsRequest:
-        """Read a request of a size within the limits: a message has room for hundreds of times as much."""
-        counts = [len(sequence.token_ids) for sequence in islice(message.sequences, limits.max_sequences)]
-        if len(message.sequences) > limits.max_sequences or sum(counts) > limits.max_request_tokens:
-            raise RequestTooLongError(
-                f"sequences: {len(message.sequences)} with {sum(counts)} tokens or more are over this teacher's limits "
-                f"of {limits.max_sequences} and {limits.max_request_tokens}; send several requests"
-            )
-        if sum(map(_num_numbers, message.sequences)) < _MANY_NUMBERS:
-            return request_from_proto(message)
-        async with self._reading:
-            return await asyncio.to_thread(request_from_proto, message)
-
-
-def _num_numbers(sequence: pb.Sequence) -> int:
-    fields = (sequence.token_ids, sequence.segment_lengths, sequence.explicit.indices, sequence.candidate_ids)
-    return sum(map(len, fields))
 
 
 def _value_type(request: pb.GetOutputHeadRequest) -> ValueType | None:

@@ -10,16 +10,15 @@ from collections.abc import AsyncIterator
 from collections.abc import Sequence as SequenceOf
 from concurrent.futures import Executor
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
 from stillhouse.encodings import Candidates, Dense, Hidden, Sampled, TopK
-from stillhouse.errors import RequestTooLongError
-from stillhouse.fingerprint import cache_key
 from stillhouse.payload_header import Header, expected_headers
 from stillhouse.payloads import OutputHead
 from stillhouse.request import LogitsRequest, TeacherDescription
 from stillhouse.version import __version__
+from teacher_service.answering import EncodedAnswer, checked_size
 from teacher_service.backends import BackendDescription, TeacherBackend
 from teacher_service.batching import Batcher, Computed, Job
 from teacher_service.cache import AnswerCache
@@ -27,27 +26,10 @@ from teacher_service.capacity import Capacity, Place
 from teacher_service.computing import BatchComputer, answers_fingerprint
 from teacher_service.leading import Leader
 from teacher_service.metrics import Metrics
-from teacher_service.recall import Recall
+from teacher_service.recall import Recall, cache_keys, look_up
 from teacher_service.request_notes import note_answer, note_request
 from teacher_service.settings import TeacherSettings
 from teacher_service.single_flight import SingleFlight, Ticket
-
-
-@dataclass(frozen=True, slots=True)
-class EncodedAnswer:
-    """One payload per sequence as bytes, in the order asked. Times in seconds; those of what was computed."""
-
-    payloads: tuple[bytes | memoryview, ...]
-    fingerprint: str
-    cache_hits: int = 0
-    queue_seconds: float = 0.0
-    compute_seconds: float = 0.0
-    encode_seconds: float = 0.0
-
-    @property
-    def num_bytes(self) -> int:
-        """Bytes of all payloads together."""
-        return sum(map(len, self.payloads))
 
 
 class Teacher:
@@ -99,20 +81,14 @@ class Teacher:
         Raises:
             TeacherError: what it would be answered.
         """
-        request.check(self.description)
-        size = sum(header.size_bounds()[1] for header in expected_headers(request, self.description))
-        if size > self._max_answer_bytes:
-            raise RequestTooLongError(
-                f"sequences: their answer would have {size} bytes, over this teacher's limit of "
-                f"{self._max_answer_bytes}; send several requests, or ask for a sparser encoding"
-            )
-        return size
+        return checked_size(request, self.description, self._max_answer_bytes)
 
     @asynccontextmanager
-    async def answering(self, request: LogitsRequest) -> AsyncIterator[EncodedAnswer]:
+    async def answering(self, request: LogitsRequest, *, is_looked_up: bool = False) -> AsyncIterator[EncodedAnswer]:
         """Answer a request: `async with teacher.answering(request) as answer`; send the answer inside.
 
-        The bytes count as held until the context ends, so that slow readers bound what the service takes on.
+        The bytes count as held until the context ends, so that slow readers bound what the service takes on. One that
+        is looked up already comes from a front process, which counts the look-up and shows the request as its own.
 
         Raises:
             OverloadedError: a bound is reached; it says when to come again.
@@ -121,8 +97,8 @@ class Teacher:
         size = self.check(request)
         note_request(request)
         token_counts = [len(sequence.token_ids) for sequence in request.sequences]
-        with self._capacity.admitting(token_counts, answer_bytes=size) as place:
-            answer = await self._answer(request, place)
+        with self._capacity.admitting(token_counts, answer_bytes=size, is_shown=not is_looked_up) as place:
+            answer = await self._answer(request, place, is_looked_up=is_looked_up)
             note_answer(
                 cache_hits=answer.cache_hits,
                 queue_seconds=answer.queue_seconds,
@@ -131,11 +107,11 @@ class Teacher:
             )
             yield answer
 
-    async def _answer(self, request: LogitsRequest, place: Place) -> EncodedAnswer:
+    async def _answer(self, request: LogitsRequest, place: Place, *, is_looked_up: bool) -> EncodedAnswer:
         headers = expected_headers(request, self.description)
-        keys = [self._key(request, index) for index in range(len(request.sequences))]
+        keys = cache_keys(request, self.description)
         expected = dict(zip(keys, headers, strict=True))
-        answers = await self._look_up(request, expected)
+        answers = {} if is_looked_up else await look_up(self._recall, self._metrics, request.cache_mode, expected)
         missing = {key: index for index, key in enumerate(keys) if key not in answers}
         answers |= await self._compute(request, missing, expected, place)
         return EncodedAnswer(
@@ -160,24 +136,6 @@ class Teacher:
             await self._leader.close()
         self.running.cancel()
         await asyncio.wait({self.running})
-
-    def _key(self, request: LogitsRequest, index: int) -> bytes:
-        return cache_key(
-            self.description.fingerprint,
-            request.sequences[index],
-            request.encoding,
-            temperature=request.temperature,
-            vocabulary_size=request.effective_vocabulary_size(self.description.vocabulary_size),
-        )
-
-    async def _look_up(self, request: LogitsRequest, expected: dict[bytes, Header]) -> dict[bytes, Computed]:
-        """Return what the cache holds of these keys."""
-        if request.cache_mode != "use":
-            self._metrics.cache_requests.labels(request.cache_mode).inc(len(expected))
-        elif self._recall is not None and expected:
-            found = await self._recall.look_up(expected)
-            return {key: Computed(payload, from_cache=True) for key, payload in found.items()}
-        return {}
 
     async def _compute(
         self, request: LogitsRequest, indices: dict[bytes, int], headers: dict[bytes, Header], place: Place

@@ -28,9 +28,9 @@ from stillhouse.payloads import (
 )
 from stillhouse.request import LogitsRequest, Sequence, TeacherDescription
 from stillhouse.tensor_bytes import DTYPES
+from teacher_service.answering import EncodedAnswer
 from teacher_service.http_door.requests import KINDS
 from teacher_service.http_door.streaming import PIECE_BYTES
-from teacher_service.teacher import EncodedAnswer
 
 ARROW_TYPE = "application/vnd.apache.arrow.stream"
 

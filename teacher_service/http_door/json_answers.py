@@ -21,8 +21,8 @@ from stillhouse.payload_header import Header, Kind, expected_headers
 from stillhouse.payloads import CandidateLogits, DenseLogits, HiddenStates, Payload, SampledCounts, TopKLogits
 from stillhouse.request import LogitsRequest, TeacherDescription
 from stillhouse.token_texts import TokenTexts
+from teacher_service.answering import EncodedAnswer
 from teacher_service.http_door.requests import KINDS
-from teacher_service.teacher import EncodedAnswer
 
 MAX_VALUES = 3_000_000
 """Most numbers in one JSON answer, about 30 MB of text. Scripts ask for Arrow, which has no such bound."""
