@@ -85,6 +85,11 @@ class Joiner:
             self._filled += len(part)
             rest = rest[len(part) :]
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether all that was announced has come."""
+        return self._received == self._total
+
     def finish(self) -> list[bytearray]:
         """Return the payloads, in order.
 

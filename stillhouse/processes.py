@@ -27,14 +27,14 @@ def _load_prctl() -> ctypes.CDLL | None:
 _LIBC = _load_prctl()
 
 
-def die_with_parent() -> None:
-    """Ask the kernel to send this process SIGTERM when the thread that started it ends; for `preexec_fn`.
+def die_with_parent(number: int = signal.SIGTERM) -> None:
+    """Ask the kernel to send this process a signal when the thread that started it ends; for `preexec_fn`.
 
     So nothing is left behind when a parent is killed with no chance to clean up. Linux only; elsewhere a parent
     that dies by force leaves its children.
     """
     if _LIBC is not None:
-        _LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+        _LIBC.prctl(PR_SET_PDEATHSIG, number, 0, 0, 0)
 
 
 class Child:

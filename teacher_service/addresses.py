@@ -39,6 +39,29 @@ def bind(host: str, port: int, setting: str) -> socket.socket:
     return bound
 
 
+def hold_shared(host: str, port: int, setting: str) -> socket.socket:
+    """Take a port that processes of this user may listen on together, without listening; port 0 takes any free one.
+
+    Whoever holds it keeps it from all others while those who listen come and go.
+
+    Raises:
+        ConfigurationError: as `bind`; one that somebody listens on is taken, however they share it.
+    """
+    with bind(host, port, setting) as bound:
+        family, address = bound.family, bound.getsockname()
+    held = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        held.bind(address)
+    except OSError as error:
+        held.close()
+        raise ConfigurationError(
+            f"{setting}: {address_of(host, address[1])} cannot be shared by processes: {error.strerror or error}"
+        ) from error
+    return held
+
+
 def address_of(host: str, port: int) -> str:
     """Return host:port, the host in brackets where it is an IPv6 address."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

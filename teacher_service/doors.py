@@ -1,10 +1,13 @@
 """Both doors of a service and, with TLS, the plain port beside them: bound before anything loads, closed together.
 
+With front processes the gRPC door is theirs.
+
 Knows what listens where; who may come in is in `admission`, and what is answered in `servicer` and `app`.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import tempfile
 from functools import partial
@@ -14,7 +17,9 @@ import structlog
 
 from teacher_service.addresses import address_of, bind, bind_unix, is_loopback
 from teacher_service.admission import Admission
+from teacher_service.answering import HeadGiving
 from teacher_service.app import build_app
+from teacher_service.fronts.supervisor import Fronts
 from teacher_service.grpc_door import GrpcDoor
 from teacher_service.http_server import HttpServer
 from teacher_service.lifecycle import Lifecycle
@@ -25,6 +30,7 @@ from teacher_service.plain_app import build_plain_app
 from teacher_service.plain_port import PlainPort
 from teacher_service.request_notes import RequestNotes
 from teacher_service.settings import TeacherSettings
+from teacher_service.teacher import Teacher
 from teacher_service.tls import Tls
 
 # How long what has been decided already (statuses, last bytes) may take to leave.
@@ -44,12 +50,16 @@ class Doors:
         admission: Admission,
         tls: Tls | None,
         history: History,
+        redis_url: str | None,
     ) -> None:
         self._settings = settings
         self._tls = tls
         self._is_open_to_all = admission.access.is_open and settings.tls_client_ca is None
         notes = RequestNotes(settings.log_requests_over_seconds)
         self._grpc = GrpcDoor(lifecycle, metrics, admission, notes, settings)
+        has_fronts = settings.front_processes > 0
+        self.fronts = Fronts(settings, redis_url, admission.access, metrics, notes) if has_fronts else None
+        """The processes that have the gRPC door instead of this one."""
         server = partial(
             HttpServer,
             max_connections=settings.max_connections,
@@ -76,14 +86,18 @@ class Doors:
             http_socket = bind(host, settings.http_port, "http_port")
             undo.callback(http_socket.close)
             self.http_port = http_socket.getsockname()[1]
-            # gRPC says on stderr, at length, what this says in one line.
-            bind(host, settings.grpc_port, "grpc_port").close()
+            if self.fronts is None:
+                # gRPC says on stderr, at length, what this says in one line.
+                bind(host, settings.grpc_port, "grpc_port").close()
             if self._tls is not None:
                 plain_socket = bind(host, settings.plain_port, "plain_port")
                 undo.callback(plain_socket.close)
                 self.plain_port = plain_socket.getsockname()[1]
-            credentials = None if self._tls is None else self._tls.grpc_credentials()
-            self.grpc_port = await self._grpc.open(address_of(host, settings.grpc_port), credentials)
+            if self.fronts is None:
+                credentials = None if self._tls is None else self._tls.grpc_credentials()
+                self.grpc_port = await self._grpc.open(address_of(host, settings.grpc_port), credentials)
+            else:
+                self.grpc_port = await self.fronts.open(host, settings.grpc_port)
             if self._tls is not None:
                 # A Unix socket's path has at most 108 bytes; a folder of the system's own choice stays below that.
                 folder = Path(self._folder.enter_context(tempfile.TemporaryDirectory(prefix="stillhouse-")))
@@ -95,12 +109,39 @@ class Doors:
             undo.pop_all()
         self._announce(is_wide=not is_loopback(http_socket))
 
-    async def set_serving(self, *, serving: bool) -> None:
-        """Say to health checks whether requests are accepted."""
-        await self._grpc.set_serving(serving=serving)
+    async def begin(self, teacher: Teacher, heads: HeadGiving) -> None:
+        """Accept requests, and say so to health checks; the doors of this process ask `lifecycle` for the teacher."""
+        if self.fronts is not None:
+            self.fronts.ready(teacher, heads)
+        await self._grpc.set_serving(serving=True)
+
+    async def drain(self) -> None:
+        """Accept nothing new, and say so to health checks."""
+        if self.fronts is not None:
+            self.fronts.drain()
+        await self._grpc.set_serving(serving=False)
+
+    async def wait_until_empty(self, seconds: float) -> bool:
+        """Wait until nothing is in flight in the fronts, for at most so long; return whether that came."""
+        return self.fronts is None or await self.fronts.wait_until_empty(seconds)
+
+    def end(self) -> None:
+        """Give up what is in flight in the fronts."""
+        if self.fronts is not None:
+            self.fronts.end()
+
+    async def failed(self) -> None:
+        """Wait until the doors cannot go on, which those of one process always can.
+
+        Raises:
+            StillhouseError: the fronts cannot.
+        """
+        await (asyncio.Event().wait() if self.fronts is None else self.fronts.failed())
 
     async def close(self) -> None:
         """Close all, HTTP last: until all else has ended, /livez and /readyz say how it stands."""
+        if self.fronts is not None:
+            await self.fronts.close(2 * LAST_WORDS_SECONDS)
         await self._grpc.close(LAST_WORDS_SECONDS)
         if self._plain is not None:
             await self._plain.close()

@@ -72,8 +72,8 @@ def server_options(settings: TeacherSettings, max_received_bytes: int) -> list[t
         ("grpc.max_connection_idle_ms", _CONNECTION_IDLE_SECONDS * 1000),
         ("grpc.max_connection_age_ms", _CONNECTION_AGE_SECONDS * 1000),
         ("grpc.max_connection_age_grace_ms", round(settings.max_call_seconds * 1000)),
-        # Two services on one port would each get some of the calls.
-        ("grpc.so_reuseport", 0),
+        # Two services on one port would each get some of the calls; the fronts of one service should.
+        ("grpc.so_reuseport", int(settings.front_processes > 0)),
     ]
 
 
@@ -136,6 +136,7 @@ class GrpcDoor:
 
     async def close(self, grace_seconds: float) -> None:
         """Accept nothing new and end; what should be finished has been. Health on its own socket has the grace."""
-        close_port(self._gate.port)
+        if self._gate.port:
+            close_port(self._gate.port)
         await self._server.stop(grace_seconds)
         await self._health_server.stop(grace_seconds)

@@ -1,11 +1,15 @@
 """What the service counts, under the names that dashboards and alerts use. Base units: seconds, bytes, tokens.
 
-Each service has a registry of its own, so that several can live in one process (tests do). Knows nothing of who counts.
+Each service has a registry of its own, so that several can live in one process (tests do). What other processes of the
+same service have counted is added where figures are read. Knows nothing of who counts.
 """
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable, Iterator
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.metrics_core import Metric
 
 from stillhouse.own_metrics import show_self
 
@@ -13,11 +17,29 @@ _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5
 _TOKENS = (64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536)
 
 
+class SummedRegistry(CollectorRegistry):
+    """A registry that shows what others have counted as its own."""
+
+    adding: Callable[[Metric], Metric] | None = None
+    """Adds theirs to a family; None where there are no others."""
+
+    def collect(self) -> Iterator[Metric]:
+        """Give each family, with what others have counted."""
+        for family in super().collect():
+            yield family if self.adding is None else self.adding(family)
+
+
+async def _nothing_to_wait_for() -> None:
+    pass
+
+
 class Metrics:
     """The counters of one service."""
 
     def __init__(self) -> None:
-        self.registry = CollectorRegistry()
+        self.registry = SummedRegistry()
+        self.refresh: Callable[[], Awaitable[None]] = _nothing_to_wait_for
+        """Asks others what they have counted by now; whoever shows figures waits for it, for a bounded time."""
         registry = self.registry
         show_self(registry, "teacher")
         self.requests = Counter(
@@ -135,3 +157,8 @@ class Metrics:
             registry=registry,
         )
         self.ready = Gauge("teacher_ready", "1 while requests are accepted.", registry=registry)
+
+    def families(self, metric: Counter | Gauge) -> list[Metric]:
+        """Return what the registry shows of one metric."""
+        adding = self.registry.adding
+        return [family if adding is None else adding(family) for family in metric.collect()]

@@ -26,9 +26,10 @@ def build_plain_app(lifecycle: Lifecycle, metrics: Metrics, access: Access) -> A
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
-            await _answer(Request(scope))(scope, receive, send)
+            response = await _answer(Request(scope))
+            await response(scope, receive, send)
 
-    def _answer(request: Request) -> Response:
+    async def _answer(request: Request) -> Response:
         path = request.url.path
         if path not in ROUTES:
             return problem_of(HTTPException(404, f"this port answers {', '.join(ROUTES)} alone"))
@@ -45,6 +46,7 @@ def build_plain_app(lifecycle: Lifecycle, metrics: Metrics, access: Access) -> A
         except TeacherError as error:
             metrics.refused.labels(type(error).__name__).inc()
             return problem_of(error)
+        await metrics.refresh()
         return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
     return app

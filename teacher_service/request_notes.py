@@ -7,7 +7,7 @@ took long or failed, and a place among the slowest for the page. Knows nothing o
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -71,6 +71,8 @@ class RequestNotes:
     def __init__(self, log_over_seconds: float) -> None:
         self._log_over_seconds = log_over_seconds
         self._slowest: dict[int, list[RequestNote]] = {}
+        self.elsewhere: Callable[[], Iterable[RequestNote]] = tuple
+        """The slowest of other processes of this service."""
 
     @contextmanager
     def taking(
@@ -106,6 +108,7 @@ class RequestNotes:
         """Return the slowest of the last minutes, the slowest first."""
         self._forget()
         kept = [note for notes in self._slowest.values() for note in notes]
+        kept += self.elsewhere()
         return sorted(kept, key=lambda note: -note.seconds)[:SLOWEST]
 
     def _end(self, note: RequestNote, *, is_shown: bool) -> None:
@@ -125,6 +128,11 @@ class RequestNotes:
     def _forget(self) -> None:
         for bucket in [bucket for bucket in self._slowest if bucket < _bucket() - WINDOW_SECONDS // _BUCKET_SECONDS]:
             del self._slowest[bucket]
+
+
+def current_note() -> RequestNote:
+    """Return the note of the request under way; an empty one outside of any."""
+    return _current.get() or RequestNote("", "")
 
 
 def note_caller(name: str) -> None:

@@ -65,7 +65,9 @@ class TeacherService:
         self._tls = None if settings.tls_certificate is None else Tls(settings, self.metrics)
         self._cache = None if redis_url is None else self._open_cache(redis_url)
         self._history = History(self.metrics)
-        self._doors = Doors(settings, self.lifecycle, self.metrics, self._admission, self._tls, self._history)
+        self._doors = Doors(
+            settings, self.lifecycle, self.metrics, self._admission, self._tls, self._history, redis_url
+        )
         self._watching: set[asyncio.Task[None]] = set()
         self._teacher: Teacher | None = None
         self._stopping = asyncio.Event()
@@ -136,7 +138,7 @@ class TeacherService:
             await self._cache.ping()
         self._teacher = Teacher(backend, self._cache, self._executor, self.metrics, self._settings)
         self.lifecycle.ready(self._teacher)
-        await self._doors.set_serving(serving=True)
+        await self._doors.begin(self._teacher, self.lifecycle.head_bytes)
         if self._settings.ready_file is not None:
             self._write_ready_file(self._settings.ready_file)
         description = self._teacher.description
@@ -154,18 +156,22 @@ class TeacherService:
         """
         stopping = asyncio.create_task(self._stopping.wait())
         loading = asyncio.create_task(self.load())
+        failing = asyncio.create_task(self._doors.failed())
+        ending = {stopping, failing}
         try:
-            await asyncio.wait({stopping, loading}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({*ending, loading}, return_when=asyncio.FIRST_COMPLETED)
             if loading.done():
                 loading.result()
                 assert self._teacher is not None  # noqa: S101 - loading has succeeded
-                await asyncio.wait({stopping, self._teacher.running}, return_when=asyncio.FIRST_COMPLETED)
-                if not self._stopping.is_set():
-                    raise StillhouseError("the loop that computes batches has ended; see the log")
+                await asyncio.wait({*ending, self._teacher.running}, return_when=asyncio.FIRST_COMPLETED)
+            if failing.done():
+                failing.result()
+            if not self._stopping.is_set():
+                raise StillhouseError("the loop that computes batches has ended; see the log")
         finally:
-            stopping.cancel()
-            loading.cancel()
-            await asyncio.wait({stopping, loading})
+            for task in (*ending, loading):
+                task.cancel()
+            await asyncio.wait({*ending, loading})
 
     async def close(self) -> None:
         """Refuse what is new, let what is in flight finish within the grace, and end; once, however often called."""
@@ -175,7 +181,7 @@ class TeacherService:
         self.stop()
         self.lifecycle.drain()
         self._admission.drain()
-        await self._doors.set_serving(serving=False)
+        await self._doors.drain()
         if self._is_open:
             # Else it may be that of the service that holds our ports.
             self._remove_ready_file()
@@ -195,10 +201,16 @@ class TeacherService:
     async def _finish_work(self) -> None:
         grace = self._settings.grace_seconds
         logger.info("draining", grace_seconds=grace, in_flight=self._admission.num_in_flight)
-        if not await self._admission.wait_until_empty(grace):
+        if not await self._wait_until_empty(grace):
             logger.warning("grace_is_over", given_up=self._admission.num_in_flight)
             self._admission.end()
-            await self._admission.wait_until_empty(LAST_WORDS_SECONDS)
+            self._doors.end()
+            await self._wait_until_empty(LAST_WORDS_SECONDS)
+
+    async def _wait_until_empty(self, seconds: float) -> bool:
+        return all(
+            await asyncio.gather(self._admission.wait_until_empty(seconds), self._doors.wait_until_empty(seconds))
+        )
 
     def _load_backend(self) -> TeacherBackend:
         with self.lifecycle.progress.heard():

@@ -29,6 +29,9 @@ CACHE_TIMEOUT_SECONDS = 0.02
 # Measured with three busy processes of two threads each on two cores: 20 ms lost one lookup in twenty, this none.
 EMBEDDED_CACHE_TIMEOUT_SECONDS = 0.5
 
+# More than a machine's cores are of no use; each has memory and connections to Redis.
+MAX_FRONT_PROCESSES = 128
+
 CachePolicy = Literal[
     "allkeys-lfu", "allkeys-lru", "allkeys-random", "volatile-lfu", "volatile-lru", "volatile-random", "volatile-ttl",
     "noeviction",
@@ -85,6 +88,9 @@ class TeacherSettings(BaseSettings):
     """Port of the HTTP door; 0 is any free one. Example: 8000."""
     grpc_port: Port = 8001
     """Port of the gRPC door; 0 is any free one. Example: 8001."""
+    front_processes: int = Field(default=0, ge=0, le=MAX_FRONT_PROCESSES)
+    """Processes that share the gRPC port before the one that holds the model: each lets callers in, checks what they
+    ask, and answers by itself what is remembered. 0: one process does all. Needs Linux. Example: 4."""
     ready_file: Path | None = None
     """Where to write, once ready, a JSON object with the bound addresses and the process id. Example: run/teacher."""
     grace_seconds: float = Field(default=30.0, ge=0)
@@ -241,6 +247,11 @@ class TeacherSettings(BaseSettings):
         if self.cache_timeout_seconds is not None:
             return self.cache_timeout_seconds
         return EMBEDDED_CACHE_TIMEOUT_SECONDS if self.redis_url is None else CACHE_TIMEOUT_SECONDS
+
+    @property
+    def front_held_bytes(self) -> int:
+        """The most bytes of answers that each front process holds: its part of the bound, and room for any answer."""
+        return max(self.max_held_bytes // max(self.front_processes, 1), self.max_answer_bytes)
 
     @property
     def limits(self) -> Limits:

@@ -75,6 +75,7 @@ class Routes:
 
     async def metrics(self) -> Response:
         """For Prometheus; the scrape token opens it too."""
+        await self._metrics.refresh()
         return Response(generate_latest(self._metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
     async def teacher(self, include_tokens: bool = False) -> JSONResponse:

@@ -85,7 +85,7 @@ class Health:
         devices = device_memory()
         detail = "; ".join(f"{name}: {size(one['used'])} of {size(one['total'])}" for name, one in devices.items())
         detail = detail or "the host's"
-        failures = total(self._metrics.out_of_memory)
+        failures = total(self._metrics, self._metrics.out_of_memory)
         if failures:
             return Part(
                 "Memory", "warn", "ran out", f"{detail}; {number(failures)} batches did not fit and were halved"
@@ -102,7 +102,7 @@ class Health:
     def _encryption(self) -> Part:
         if self._settings.tls_certificate is None:
             return Part("Encryption", "quiet", "none", "no certificate is set")
-        left = total(self._metrics.certificate_expiry) - time.time()
+        left = total(self._metrics, self._metrics.certificate_expiry) - time.time()
         if left <= 0:
             return Part("Encryption", "bad", "expired", f"the certificate ended {duration(-left)} ago")
         tone: Tone = "warn" if left < _EXPIRES_SOON_SECONDS else "good"

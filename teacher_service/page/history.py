@@ -91,13 +91,13 @@ class History:
         metrics = self._metrics
         return Sample(
             when=time.monotonic(),
-            requests=total(metrics.requests, "method", _ASKING),
-            tokens=total(metrics.forward_tokens),
-            hits=total(metrics.cache_requests, "result", frozenset({"hit"})),
-            computed=total(metrics.cache_requests, "result", _COMPUTED),
-            shed=total(metrics.shed),
-            queue_size=total(metrics.queue_size),
-            in_flight=total(metrics.requests_in_flight),
+            requests=total(metrics, metrics.requests, "method", _ASKING),
+            tokens=total(metrics, metrics.forward_tokens),
+            hits=total(metrics, metrics.cache_requests, "result", frozenset({"hit"})),
+            computed=total(metrics, metrics.cache_requests, "result", _COMPUTED),
+            shed=total(metrics, metrics.shed),
+            queue_size=total(metrics, metrics.queue_size),
+            in_flight=total(metrics, metrics.requests_in_flight),
         )
 
 
@@ -114,11 +114,13 @@ def _rates(before: Sample, after: Sample, now: float) -> Rates:
     )
 
 
-def total(metric: Counter | Gauge, label: str | None = None, wanted: frozenset[str] = frozenset()) -> float:
+def total(
+    metrics: Metrics, metric: Counter | Gauge, label: str | None = None, wanted: frozenset[str] = frozenset()
+) -> float:
     """Return a metric's value over all of its labels, or those that are wanted."""
     return sum(
         sample.value
-        for family in metric.collect()
+        for family in metrics.families(metric)
         for sample in family.samples
         if not sample.name.endswith("_created") and (label is None or sample.labels.get(label) in wanted)
     )

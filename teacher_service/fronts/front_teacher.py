@@ -1,0 +1,93 @@
+"""How a front answers: out of the cache by itself, and by the engine what is not there.
+
+The same checks, keys, bounds and notes as the teacher's, without the model. Knows nothing of gRPC.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
+
+from stillhouse.payload_header import expected_headers
+from stillhouse.request import LogitsRequest, TeacherDescription
+from teacher_service.answering import EncodedAnswer, checked_size
+from teacher_service.capacity import Capacity, Place
+from teacher_service.fronts.engine import Engine
+from teacher_service.metrics import Metrics
+from teacher_service.recall import Recall, cache_keys, look_up
+from teacher_service.request_notes import current_note, note_answer, note_request
+from teacher_service.settings import TeacherSettings
+
+
+class FrontTeacher:
+    """Answers requests for one front; for one event loop."""
+
+    def __init__(
+        self,
+        description: TeacherDescription,
+        engine: Engine,
+        recall: Recall | None,
+        metrics: Metrics,
+        settings: TeacherSettings,
+    ) -> None:
+        self.description = description
+        self._engine = engine
+        self._recall = recall
+        self._metrics = metrics
+        self._max_answer_bytes = settings.max_answer_bytes
+        self._capacity = Capacity(
+            metrics,
+            max_requests=settings.max_concurrent_requests,
+            max_queue_sequences=settings.max_queue_sequences,
+            max_queue_tokens=settings.max_queue_tokens,
+            max_held_bytes=settings.front_held_bytes,
+        )
+
+    def check(self, request: LogitsRequest) -> int:
+        """Check a request; return the most bytes that its payloads can have.
+
+        Raises:
+            TeacherError: what it would be answered.
+        """
+        return checked_size(request, self.description, self._max_answer_bytes)
+
+    @asynccontextmanager
+    async def answering(self, request: LogitsRequest) -> AsyncIterator[EncodedAnswer]:
+        """Answer a request; send the answer inside.
+
+        Raises:
+            TeacherError: as the teacher's own.
+        """
+        size = self.check(request)
+        note_request(request)
+        token_counts = [len(sequence.token_ids) for sequence in request.sequences]
+        with self._capacity.admitting(token_counts, answer_bytes=size) as place:
+            async with AsyncExitStack() as shared:
+                answer = await self._answer(request, place, shared)
+                note_answer(
+                    cache_hits=answer.cache_hits,
+                    queue_seconds=answer.queue_seconds,
+                    compute_seconds=answer.compute_seconds,
+                    encode_seconds=answer.encode_seconds,
+                )
+                yield answer
+
+    async def _answer(self, request: LogitsRequest, place: Place, shared: AsyncExitStack) -> EncodedAnswer:
+        keys = cache_keys(request, self.description)
+        expected = dict(zip(keys, expected_headers(request, self.description), strict=True))
+        found = await look_up(self._recall, self._metrics, request.cache_mode, expected)
+        # What is left waits in the engine's queue, and no more in this one's.
+        place.leave_all()
+        payloads = {key: one.payload for key, one in found.items()}
+        hits = sum(key in found for key in keys)
+        missing = {key: index for index, key in enumerate(keys) if key not in payloads}
+        if not missing:
+            return EncodedAnswer(tuple(payloads[key] for key in keys), self.description.fingerprint, hits)
+        asked = replace(request, sequences=tuple(request.sequences[index] for index in missing.values()))
+        note = current_note()
+        computed = await shared.enter_async_context(
+            self._engine.asking(asked, caller=note.caller, request_id=note.request_id)
+        )
+        payloads |= zip(missing, computed.payloads, strict=True)
+        return replace(computed, payloads=tuple(payloads[key] for key in keys), cache_hits=hits + computed.cache_hits)
