@@ -110,9 +110,12 @@ class Doors:
         self._announce(is_wide=not is_loopback(http_socket))
 
     async def begin(self, teacher: Teacher, heads: HeadGiving) -> None:
-        """Accept requests, and say so to health checks; the doors of this process ask `lifecycle` for the teacher."""
+        """Accept requests in the fronts; those that come into this process ask `lifecycle` for the teacher."""
         if self.fronts is not None:
-            self.fronts.ready(teacher, heads)
+            await self.fronts.begin(teacher, heads)
+
+    async def set_serving(self) -> None:
+        """Say to health checks that requests are accepted."""
         await self._grpc.set_serving(serving=True)
 
     async def drain(self) -> None:

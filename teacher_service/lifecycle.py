@@ -5,7 +5,6 @@ Knows nothing of transports.
 
 from __future__ import annotations
 
-from teacher_service.head_bytes import HeadBytes
 from teacher_service.life import Life
 from teacher_service.metrics import Metrics
 from teacher_service.progress import Progress
@@ -19,7 +18,3 @@ class Lifecycle(Life[Teacher]):
         super().__init__(metrics)
         self.progress = Progress()
         """How far loading has come; of no interest once it is over."""
-
-    def ready(self, teacher: Teacher) -> None:
-        """Open for requests."""
-        self.begin(teacher, HeadBytes(teacher.output_head, teacher.description.compute_dtype))

@@ -23,6 +23,7 @@ from teacher_service.auth import Access
 from teacher_service.backends import TeacherBackend, open_backend
 from teacher_service.cache import AnswerCache
 from teacher_service.doors import LAST_WORDS_SECONDS, Doors
+from teacher_service.head_bytes import HeadBytes
 from teacher_service.lifecycle import Lifecycle
 from teacher_service.metrics import Metrics
 from teacher_service.page.history import History
@@ -137,8 +138,10 @@ class TeacherService:
         if self._cache is not None:
             await self._cache.ping()
         self._teacher = Teacher(backend, self._cache, self._executor, self.metrics, self._settings)
-        self.lifecycle.ready(self._teacher)
-        await self._doors.begin(self._teacher, self.lifecycle.head_bytes)
+        heads = HeadBytes(self._teacher.output_head, self._teacher.description.compute_dtype)
+        await self._doors.begin(self._teacher, heads)
+        self.lifecycle.begin(self._teacher, heads)
+        await self._doors.set_serving()
         if self._settings.ready_file is not None:
             self._write_ready_file(self._settings.ready_file)
         description = self._teacher.description

@@ -54,6 +54,7 @@ class Kind(IntEnum):
     NEXT = 37  # its next piece
     SAMPLES = 38  # what was counted
     EMPTY = 39  # after DRAIN: nothing is in flight any more
+    OPEN = 40  # after READY: requests are accepted
 
 
 @dataclass(frozen=True, slots=True)

@@ -165,6 +165,7 @@ class Front:
         if self._life.phase == "loading":
             self._life.begin(teacher, self._engine)
             await self._door.set_serving(serving=True)
+        self._link.tell(Kind.OPEN)
 
     async def _tell_when_empty(self) -> None:
         if await self._admission.wait_until_empty(self._settings.max_call_seconds):

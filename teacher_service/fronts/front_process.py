@@ -45,6 +45,8 @@ class FrontProcess:
         self._scrape_numbers = count(1)
         self.listening: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Done when it listens; fails with why it never will."""
+        self.is_open = asyncio.Event()
+        """Set when, after `ready`, it accepts requests, or it has gone."""
         self.empty = asyncio.Event()
         """Set when, after `drain`, nothing is in flight there, or it has gone."""
         self.has_spoken = False
@@ -98,6 +100,7 @@ class FrontProcess:
             status = await self._end()
             self._arena.close()
             self.empty.set()
+            self.is_open.set()
             if not self.listening.done():
                 self.listening.set_exception(ConfigurationError(f"front {self.number} ended with status {status}"))
             self.listening.exception()  # seen: nobody may be waiting
@@ -154,6 +157,8 @@ class FrontProcess:
                 waiting = self._scrapes.get(frame.call)
                 if waiting is not None and not waiting.done():
                     waiting.set_result(bytes(frame.body))
+            case Kind.OPEN:
+                self.is_open.set()
             case Kind.EMPTY:
                 self.empty.set()
             case _:

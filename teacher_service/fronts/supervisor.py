@@ -7,6 +7,7 @@ where they keep dying, the service ends. For one event loop.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import time
 from collections import deque
@@ -33,6 +34,8 @@ from teacher_service.teacher import Teacher
 
 # Importing takes a second or two, on a busy machine several times as long.
 _START_SECONDS = 60.0
+# To read a description, and to ask Redis once.
+_OPEN_SECONDS = 10.0
 # Deaths beyond this many in this time are no accidents.
 _MOST_DEATHS = 5
 _DEATHS_WITHIN_SECONDS = 60.0
@@ -104,12 +107,16 @@ class Fronts:
             raise StillhouseError(f"the fronts did not listen within {_START_SECONDS:.0f} s; see the log") from None
         return number
 
-    def ready(self, teacher: Teacher, heads: HeadGiving) -> None:
-        """Let all open for requests."""
+    async def begin(self, teacher: Teacher, heads: HeadGiving) -> None:
+        """Let all open for requests, and wait until they have; one that takes long opens by itself later."""
         self._served = Served(teacher, heads)
         self._description = description_to_proto(teacher.description, include_tokens=True).SerializeToString()
         for front in self._living.values():
             front.ready(self._description)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_OPEN_SECONDS):
+                for front in tuple(self._living.values()):
+                    await front.is_open.wait()
 
     def drain(self) -> None:
         """Let all refuse what is new; what is in flight goes on."""

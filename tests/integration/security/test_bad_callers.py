@@ -17,7 +17,7 @@ from stillhouse.request import LogitsRequest, Sequence
 from stillhouse.status import PUSHBACK_TRAILER, Status, status_of
 from stillhouse.teacher.v1 import teacher_service_pb2 as pb
 from stillhouse.teacher.v1 import teacher_service_pb2_grpc as pb_grpc
-from teacher_service import grpc_gate, servicer
+from teacher_service import grpc_gate, request_reading
 from teacher_service.grpc_gate import _MAX_WATCHERS
 from tests.integration.security.conftest import ServeTeacher
 from tests.integration.security.speaking import FIRST, GatedBackend, client_of, raw, until, value
@@ -186,7 +186,7 @@ async def test_a_message_far_over_the_limits_does_not_hold_up_others(
         raise AssertionError("its millions of numbers became objects")
 
     async with serve_teacher() as service, raw(service) as channel:
-        monkeypatch.setattr(servicer, "request_from_proto", refuse)
+        monkeypatch.setattr(request_reading, "request_from_proto", refuse)
         sequences = (
             [pb.Sequence(token_ids=[1])] * 1025 if field == "sequences" else [pb.Sequence(token_ids=bytes(2**20))] * 2
         )
