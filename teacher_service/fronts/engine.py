@@ -6,8 +6,9 @@ Knows nothing of caches, nor of how an answer is made.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from itertools import count
 from typing import Any
 
@@ -88,15 +89,15 @@ class Engine:
         """
         about = {"caller": caller, "request_id": request_id, "trace": dict(trace_headers())}
         with self._calling(self._take_answer) as call:
-            await self._link.send(Kind.ASK, call.number, about, request_to_proto(request).SerializeToString())
+            await self._say(Kind.ASK, call, about, request_to_proto(request).SerializeToString())
             yield await call.said
 
     @asynccontextmanager
     async def sending(self, value_type: ValueType | None) -> AsyncIterator[_Head]:
         """Give the output head for as long as it is being sent, as `HeadGiving` does."""
         with self._calling(_take_head) as call:
-            await self._link.send(Kind.HEAD, call.number, {"value_type": value_type})
-            yield _Head(await call.said, call, self._link)
+            await self._say(Kind.HEAD, call, {"value_type": value_type})
+            yield _Head(await call.said, call, partial(self._say, Kind.NEXT, call, {}))
 
     def hear(self, frame: Frame) -> None:
         """Take what the engine says to a question; that to one of which nobody wants to hear any more is dropped."""
@@ -108,6 +109,12 @@ class Engine:
         """The engine has gone."""
         for call in self._calls.values():
             call.fail(TeacherUnavailableError(_GONE))
+
+    async def _say(self, kind: Kind, call: _Call, about: dict[str, Any], body: bytes = b"") -> None:
+        try:
+            await self._link.send(kind, call.number, about, body)
+        except ConnectionError as error:
+            raise TeacherUnavailableError(_GONE) from error
 
     def _calling(self, take: Callable[[_Call, Frame], Any]) -> _Calling:
         return _Calling(self._calls, self._link, _Call(next(self._numbers), take))
@@ -152,17 +159,17 @@ class _Calling:
 class _Head:
     """An output head, asked for piece by piece as its caller takes it: a front holds one piece at a time."""
 
-    def __init__(self, num_bytes: int, call: _Call, link: Link) -> None:
+    def __init__(self, num_bytes: int, call: _Call, ask_for_next: Callable[[], Awaitable[None]]) -> None:
         self.num_bytes = num_bytes
         self._call = call
-        self._link = link
+        self._ask_for_next = ask_for_next
 
     async def chunks(self) -> AsyncIterator[tuple[int, bytes]]:
         """Give the bytes in order, each run with the place where it starts."""
         reached = 0
         while reached < self.num_bytes:
             self._call.expect()
-            await self._link.send(Kind.NEXT, self._call.number)
+            await self._ask_for_next()
             offset, data = await self._call.said
             yield offset, data
             reached += len(data)

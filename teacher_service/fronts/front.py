@@ -76,9 +76,9 @@ async def _serve(connection: socket.socket, memory: ArenaView) -> None:
         front = Front(settings, start.about["redis_url"], link, memory)
         await front.open(start.about["port"])
     except ConfigurationError as error:
-        await link.send(Kind.FAILED, about={"message": str(error)})
+        link.tell(Kind.FAILED, about={"message": str(error)})
         return
-    await link.send(Kind.LISTENING)
+    link.tell(Kind.LISTENING)
     is_told_to_go = await front.obey()
     end_tracing()
     if not is_told_to_go:
@@ -136,6 +136,8 @@ class Front:
                 await self._take(frame)
         except FrameError:
             logger.exception("engine_not_understood")
+        except ConnectionError:
+            pass  # it has gone while it was being told something
         self._engine.end()
         return False
 

@@ -8,6 +8,7 @@ import random
 from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
+from functools import partial
 
 import grpc
 import pytest
@@ -24,6 +25,13 @@ from teacher_service.service import TeacherService
 from tests.integration.mutations import NUM_REQUESTS, MemoryWatch, mutated
 
 ServeTeacher = Callable[..., AbstractAsyncContextManager[TeacherService]]
+
+
+@pytest.fixture(params=[0, 2], ids=["one process", "two fronts"])
+def serve_teacher(request: pytest.FixtureRequest, serve_teacher: ServeTeacher) -> ServeTeacher:
+    """With and without front processes."""
+    return partial(serve_teacher, front_processes=request.param)
+
 
 SERVICE = "/stillhouse.teacher.v1.TeacherService"
 METHODS = ("ComputeLogits", "ComputeLogits", "StreamLogits", "GetTeacher", "GetOutputHead", "NoSuchMethod")

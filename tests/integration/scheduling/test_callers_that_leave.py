@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, suppress
+from functools import partial
 
 import grpc
 import httpx
+import pytest
 import redis.asyncio as redis_asyncio
 
 from stillhouse.fingerprint import cache_key
@@ -18,6 +20,12 @@ from tests.integration.counting_backend import VOCABULARY_SIZE, CountingBackend
 from tests.integration.raw_calls import ask, channel_to, compute, stream, until, value
 
 ServeTeacher = Callable[..., AbstractAsyncContextManager[TeacherService]]
+
+
+@pytest.fixture(params=[0, 2], ids=["one process", "two fronts"])
+def serve_teacher(request: pytest.FixtureRequest, serve_teacher: ServeTeacher) -> ServeTeacher:
+    """With and without front processes."""
+    return partial(serve_teacher, front_processes=request.param)
 
 
 async def code_of(call: grpc.aio.UnaryUnaryCall) -> str:  # type: ignore[type-arg]  # generic to its stubs alone
