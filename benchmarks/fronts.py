@@ -52,15 +52,15 @@ def measure(quick: bool) -> Result:
         }
         clients = [running.enter_context(_client()) for _ in range(num_clients)]
         rates: dict[tuple[str, int], list[float]] = {(name, count): [] for name in SETTINGS for count in counts}
-        slow: dict[tuple[str, int], list[float]] = {key: [] for key in rates}
+        told_by: dict[tuple[str, int], list[dict[str, float]]] = {key: [] for key in rates}
         for number in range(rounds + 1):
             for (name, count), of in rates.items():
                 told = _turn(clients, addresses[count], name, seconds)
                 if number:  # the first warms up
                     unit = "num_bytes" if name == "dense" else "answers"
                     of.append(sum(one[unit] for one in told) / seconds)
-                    slow[name, count].append(statistics.median(one["p99_seconds"] for one in told))
-    rows = [_row(name, count, of, slow[name, count], num_clients) for (name, count), of in rates.items()]
+                    told_by[name, count] += told
+    rows = [_row(name, count, of, told_by[name, count], num_clients) for (name, count), of in rates.items()]
     return Result("fronts", rounds, rows, _figures(rates, counts))
 
 
@@ -77,7 +77,7 @@ def _figures(rates: dict[tuple[str, int], list[float]], counts: list[int]) -> di
     return {"fronts_hits_over_one_process": best("small"), "fronts_dense_mb_s_over_one_process": best("dense")}
 
 
-def _row(name: str, count: int, rates: list[float], slow: list[float], num_clients: int) -> dict[str, Value]:
+def _row(name: str, count: int, rates: list[float], told: list[dict[str, float]], num_clients: int) -> dict[str, Value]:
     scale, unit = (1e-6, "MB/s") if name == "dense" else (1.0, "requests/s")
     values = [rate * scale for rate in rates]
     return {
@@ -87,7 +87,10 @@ def _row(name: str, count: int, rates: list[float], slow: list[float], num_clien
         "min": round(min(values), 1),
         "median": round(statistics.median(values), 1),
         "max": round(max(values), 1),
-        "p99_ms": round(1e3 * statistics.median(slow), 2),
+        "p50_ms": round(1e3 * statistics.median(one["p50_seconds"] for one in told), 2),
+        "p99_ms": round(1e3 * statistics.median(one["p99_seconds"] for one in told), 2),
+        # Near 1 the load, not the service, is what is measured.
+        "client_busy": round(statistics.mean(one["busy"] for one in told), 2),
     }
 
 
