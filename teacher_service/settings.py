@@ -119,9 +119,11 @@ class TeacherSettings(BaseSettings):
     /metrics alone. Without TLS it is not opened; 0 is any free one. Example: 8002."""
     max_requests_per_token: Count = 256
     """Most requests in flight of one token's name; more are refused with a pause to retry after. Where no token is set,
-    callers are held to max_concurrent_requests alone. Example: 256."""
+    callers are held to max_concurrent_requests alone. With front processes in each of them, and once more in all of
+    them together for what is not remembered. Example: 256."""
     max_connections: Count = 4096
-    """Most connections that each door keeps open; more are closed at once. Example: 4096."""
+    """Most connections that each door keeps open, and with front processes each of them; more are closed at once.
+    Example: 4096."""
     max_call_seconds: float = Field(default=1800.0, gt=0)
     """Longest time for one request from its arrival to its last byte, in seconds, whatever deadline its caller set.
     Example: 1800."""
@@ -159,14 +161,16 @@ class TeacherSettings(BaseSettings):
     than lately were there at once. Example: 0.005."""
     max_concurrent_requests: Count = 1024
     """Most requests in flight of all callers together, from their arrival until their answers have been sent; more are
-    refused with a pause to retry after. Example: 1024."""
+    refused with a pause to retry after. With front processes in each of them, and once more in all of them together for
+    what is not remembered. Example: 1024."""
     max_queue_sequences: Count = 4096
     """Most sequences that wait or compute; more are refused. Example: 4096."""
     max_queue_tokens: Count = 524_288
     """Most tokens that wait or compute; more are refused. Example: 524288."""
     max_held_bytes: Count = 4 * 2**30
     """Most bytes of answers held at once, made or to be made, until they have been sent: what slow readers can make the
-    service hold. More are refused. Example: 4294967296."""
+    service hold. More are refused. Front processes have equal parts of it, each at least max_answer_bytes; the process
+    that holds the model has the whole for what it computes. Example: 4294967296."""
     head_chunk_rows: Count = 256
     """Positions that go through the output head at once; with float32 logits and 50,000 tokens 256 take 51 MB.
     Example: 256."""
