@@ -39,27 +39,32 @@ def bind(host: str, port: int, setting: str) -> socket.socket:
     return bound
 
 
-def hold_shared(host: str, port: int, setting: str) -> socket.socket:
+def hold_shared(host: str, port: int, setting: str) -> tuple[socket.socket, socket.socket]:
     """Take a port that processes of this user may listen on together, without listening; port 0 takes any free one.
 
-    Whoever holds it keeps it from all others while those who listen come and go.
+    Whoever holds both sockets keeps it from all others while those who listen come and go. The second is a name that
+    one process can have: two services of one user that begin at the same moment would both be given the port.
 
     Raises:
         ConfigurationError: as `bind`; one that somebody listens on is taken, however they share it.
     """
     with bind(host, port, setting) as bound:
         family, address = bound.family, bound.getsockname()
-    held = socket.socket(family, socket.SOCK_STREAM)
+    held, name = socket.socket(family, socket.SOCK_STREAM), socket.socket(socket.AF_UNIX)
     try:
         held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         held.bind(address)
+        # Of no folder: as the port itself, it is of this network and gone with its process.
+        name.bind(f"\0stillhouse {address[0]} {address[1]}")
     except OSError as error:
         held.close()
+        name.close()
         raise ConfigurationError(
-            f"{setting}: {address_of(host, address[1])} cannot be shared by processes: {error.strerror or error}"
+            f"{setting}: {address_of(host, address[1])} cannot be shared by the processes of this service alone: "
+            f"{error.strerror or error}"
         ) from error
-    return held
+    return held, name
 
 
 def address_of(host: str, port: int) -> str:

@@ -22,7 +22,7 @@ _KEPT_BYTES = 64 * 2**20
 
 
 class Arena:
-    """The engine's side: lays bytes down in free parts, and takes parts back."""
+    """The engine's side: takes free parts, lays bytes down in them, and has parts back."""
 
     def __init__(self, num_bytes: int = ARENA_BYTES) -> None:
         self.num_bytes = num_bytes
@@ -43,9 +43,9 @@ class Arena:
         """Bytes of the parts that are in use."""
         return sum(self._taken.values())
 
-    def lay(self, parts: SequenceOf[bytes | memoryview]) -> int | None:
-        """Lay bytes down end to end; return where they start, None where no free part is large enough."""
-        size = _aligned(sum(map(len, parts)))
+    def take(self, num_bytes: int) -> int | None:
+        """Take a part for so many bytes; return where it starts, None where no free one is large enough."""
+        size = _aligned(num_bytes)
         index = next((index for index, free in enumerate(self._sizes) if free >= size), None)
         if index is None or not size:
             return None
@@ -57,17 +57,19 @@ class Arena:
             self._sizes[index] -= size
         self._taken[start] = size
         self._reached = max(self._reached, start + size)
-        at = start
-        for part in parts:
-            self._map[at : at + len(part)] = part
-            at += len(part)
         return start
 
+    def lay(self, start: int, parts: SequenceOf[bytes | memoryview]) -> None:
+        """Lay bytes down end to end from there on, within a part that was taken."""
+        for part in parts:
+            self._map[start : start + len(part)] = part
+            start += len(part)
+
     def give_back(self, start: int) -> None:
-        """Take back what `lay` has returned; once.
+        """Take back what `take` has returned; once.
 
         Raises:
-            KeyError: nothing was laid there.
+            KeyError: no part starts there.
         """
         size = self._taken.pop(start)
         index = bisect_left(self._starts, start)

@@ -39,8 +39,8 @@ class _Call:
         self._take = take
         self.joiner: Joiner | None = None
         self.about: dict[str, Any] = {}
-        self.is_over = False
-        """Whether the engine has nothing of it any more."""
+        self.is_over = True
+        """Whether the engine has nothing of it: not yet, or not any more."""
         self.expect()
 
     def expect(self) -> None:
@@ -115,6 +115,7 @@ class Engine:
             await self._link.send(kind, call.number, about, body)
         except ConnectionError as error:
             raise TeacherUnavailableError(_GONE) from error
+        call.is_over = False
 
     def _calling(self, take: Callable[[_Call, Frame], Any]) -> _Calling:
         return _Calling(self._calls, self._link, _Call(next(self._numbers), take))
@@ -137,7 +138,7 @@ class Engine:
 
 
 class _Calling:
-    """The time of one call: at its end the engine is told, unless it has nothing of it any more."""
+    """The time of one call: at its end the engine is told, unless it has nothing of it."""
 
     def __init__(self, calls: dict[int, _Call], link: Link, call: _Call) -> None:
         self._calls = calls

@@ -14,7 +14,7 @@ from typing import Any
 
 import structlog
 
-from stillhouse.chunks import split
+from stillhouse.chunks import split, split_views
 from stillhouse.encodings import ValueType
 from stillhouse.errors import TeacherError
 from stillhouse.teacher.v1 import teacher_service_pb2 as pb
@@ -31,6 +31,8 @@ from teacher_service.teacher import Teacher
 
 # Up to here an answer goes through the socket: smaller than this, sharing memory gains nothing.
 _INLINE_BYTES = 64 * 1024
+# About a millisecond: so long the event loop waits for it.
+_LAID_AT_ONCE_BYTES = 4 * 2**20
 
 logger = structlog.get_logger(__name__)
 
@@ -66,7 +68,7 @@ class EngineSide:
         self._reader = reader
         self._hear = hear
         self._tasks: dict[int, asyncio.Task[None]] = {}
-        self._laid: dict[int, int] = {}
+        self._taken: dict[int, int] = {}
         self._wanted: dict[int, asyncio.Semaphore] = {}
 
     async def run(self) -> None:
@@ -144,9 +146,13 @@ class EngineSide:
             "compute_seconds": answer.compute_seconds,
             "encode_seconds": answer.encode_seconds,
         }
-        start = self._arena.lay(answer.payloads) if answer.num_bytes > _INLINE_BYTES else None
+        start = self._arena.take(answer.num_bytes) if answer.num_bytes > _INLINE_BYTES else None
         if start is not None:
-            self._laid[call] = start
+            self._taken[call] = start
+            for offset, parts in split_views(answer.payloads, _LAID_AT_ONCE_BYTES):
+                self._arena.lay(start + offset, parts)
+                # Whoever has left meanwhile ends this here, before their part is another's.
+                await asyncio.sleep(0)
             await self._link.send(Kind.ANSWER, call, about | {"at": start})
             return
         pieces = split(answer.payloads)
@@ -173,7 +179,7 @@ class EngineSide:
         task = self._tasks.get(call)
         if task is not None:
             task.cancel()
-        start = self._laid.pop(call, None)
+        start = self._taken.pop(call, None)
         if start is not None:
             self._arena.give_back(start)
 
@@ -183,4 +189,4 @@ class EngineSide:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks)
-        self._laid.clear()
+        self._taken.clear()

@@ -1,6 +1,7 @@
 """One end of the socket between a front and the engine: frames go in and come out whole. For one event loop.
 
-What is written is never torn: a cancelled sender has queued its whole frame or none of it.
+What is written is never torn: a cancelled sender has queued its whole frame or none of it. Nobody queues more while the
+other side takes nothing.
 """
 
 from __future__ import annotations
@@ -39,15 +40,15 @@ class Link:
         self._write(Frame(kind, call, about or {}))
 
     async def send(self, kind: Kind, call: int = 0, about: Mapping[str, Any] | None = None, body: Buffer = b"") -> None:
-        """Say something, and wait until there is room for more.
+        """Say something once there is room for it; whoever is cancelled before has said nothing.
 
         Raises:
             TimeoutError: the other side has taken nothing for `stall_seconds`.
             ConnectionError: it has gone.
         """
-        self._write(Frame(kind, call, about or {}, body))
         async with asyncio.timeout(self._stall_seconds):
             await self._writer.drain()
+        self._write(Frame(kind, call, about or {}, body))
 
     async def receive(self) -> Frame | None:
         """Return what the other side says next; None when it has gone.

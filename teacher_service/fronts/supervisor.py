@@ -71,7 +71,7 @@ class Fronts:
         metrics.registry.adding = self._figures.added_to
         metrics.refresh = self.refresh
         notes.elsewhere = self._figures.slowest
-        self._port: socket.socket | None = None
+        self._held: tuple[socket.socket, ...] = ()
         self._living: dict[int, FrontProcess] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._deaths: deque[float] = deque(maxlen=_MOST_DEATHS)
@@ -93,8 +93,8 @@ class Fronts:
         Raises:
             ConfigurationError: the port is taken, or a front cannot run.
         """
-        self._port = hold_shared(host, port, "grpc_port")
-        number: int = self._port.getsockname()[1]
+        self._held = hold_shared(host, port, "grpc_port")
+        number: int = self._held[0].getsockname()[1]
         loop = asyncio.get_running_loop()
         self._first = {front: loop.create_future() for front in range(1, self._settings.front_processes + 1)}
         for front in self._first:
@@ -167,8 +167,8 @@ class Fronts:
             for task in self._tasks - keepers:
                 task.cancel()
             await asyncio.wait(self._tasks)
-        if self._port is not None:
-            self._port.close()
+        for held in self._held:
+            held.close()
         self._failed.cancel()
 
     def _begin(self, work: Coroutine[Any, Any, None], name: str) -> None:

@@ -39,7 +39,14 @@ def service_of(folder: Path, redis_url: str, *flags: str) -> Iterator[ServicePro
 
 def fronts_of(process: OwnProcess) -> dict[int, psutil.Process]:
     children = psutil.Process(process.pid).children(recursive=True)
-    return {one.pid: one for one in children if "teacher_service.fronts" in " ".join(one.cmdline())}
+    return {one.pid: one for one in children if is_front(one)}
+
+
+def is_front(process: psutil.Process) -> bool:
+    try:
+        return "teacher_service.fronts" in process.cmdline()
+    except psutil.NoSuchProcess:  # one that has just ended, too
+        return False
 
 
 def is_gone(process: psutil.Process) -> bool:
