@@ -25,7 +25,7 @@ from teacher_service.auth import Caller
 from teacher_service.fronts.arena import Arena
 from teacher_service.fronts.faults import tell_error
 from teacher_service.fronts.frames import Frame, Kind
-from teacher_service.fronts.link import Link
+from teacher_service.fronts.link import Link, StalledError
 from teacher_service.request_reading import RequestReader
 from teacher_service.teacher import Teacher
 
@@ -113,11 +113,8 @@ class EngineSide:
             await work()
         except ConnectionError:
             pass  # it has gone, which its link says too
-        except TimeoutError as error:
-            if isinstance(error, TeacherError):
-                self._link.tell(Kind.ERROR, call, tell_error(error))
-                return
-            # It reads nothing: no good to anybody.
+        except StalledError:
+            # No good to anybody: without its link it ends, and is started again.
             logger.warning("front_takes_nothing")
             self._link.close()
         except Exception as error:  # whatever it is, its caller must hear of it

@@ -11,11 +11,16 @@ import socket
 from collections.abc import Mapping
 from typing import Any, Self
 
+from stillhouse.errors import StillhouseError
 from teacher_service.fronts.frames import Buffer, Frame, Kind, read_frame, write_head
 
 # What a reader holds before it has been asked for; a piece of an answer fits.
 _READ_BYTES = 2 * 2**20
 _SOCKET_BYTES = 2**20
+
+
+class StalledError(StillhouseError):
+    """The other side takes nothing any more."""
 
 
 class Link:
@@ -43,11 +48,16 @@ class Link:
         """Say something once there is room for it; whoever is cancelled before has said nothing.
 
         Raises:
-            TimeoutError: the other side has taken nothing for `stall_seconds`.
+            StalledError: the other side has taken nothing for `stall_seconds`.
             ConnectionError: it has gone.
         """
-        async with asyncio.timeout(self._stall_seconds):
-            await self._writer.drain()
+        try:
+            async with asyncio.timeout(self._stall_seconds) as bound:
+                await self._writer.drain()
+        except TimeoutError as error:
+            if not bound.expired():
+                raise
+            raise StalledError(f"nothing was taken for {self._stall_seconds:g} s") from error
         self._write(Frame(kind, call, about or {}, body))
 
     async def receive(self) -> Frame | None:
