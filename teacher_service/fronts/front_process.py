@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import socket
 import sys
+import time
 from collections.abc import Callable
 from itertools import count
 from typing import Any, Self
@@ -49,6 +50,7 @@ class FrontProcess:
         """Set when, after `ready`, it accepts requests, or it has gone."""
         self.empty = asyncio.Event()
         """Set when, after `drain`, nothing is in flight there, or it has gone."""
+        self.started_at = time.monotonic()
         self.has_spoken = False
         """Set by whatever it says; whoever watches unsets it."""
 
@@ -110,8 +112,7 @@ class FrontProcess:
 
     def ready(self, description: bytes) -> None:
         """Let it open for requests, given the teacher's description."""
-        task = asyncio.ensure_future(self._link.send(Kind.READY, body=description))
-        task.add_done_callback(lambda done: done.cancelled() or done.exception())
+        self._link.tell(Kind.READY, body=description)
 
     def tell(self, kind: Kind) -> None:
         """Tell it where the service stands."""

@@ -40,9 +40,9 @@ class Link:
         reader, writer = await asyncio.open_unix_connection(sock=connection, limit=_READ_BYTES)
         return cls(reader, writer, stall_seconds=stall_seconds)
 
-    def tell(self, kind: Kind, call: int = 0, about: Mapping[str, Any] | None = None) -> None:
-        """Say something small without waiting; nobody hears it where the other side has gone."""
-        self._write(Frame(kind, call, about or {}))
+    def tell(self, kind: Kind, call: int = 0, about: Mapping[str, Any] | None = None, body: Buffer = b"") -> None:
+        """Say something without waiting; nobody hears it where the other side has gone. For what is small or rare."""
+        self._write(Frame(kind, call, about or {}, body))
 
     async def send(self, kind: Kind, call: int = 0, about: Mapping[str, Any] | None = None, body: Buffer = b"") -> None:
         """Say something once there is room for it; whoever is cancelled before has said nothing.

@@ -235,7 +235,8 @@ class Fronts:
         while True:
             await asyncio.sleep(_BEAT_SECONDS)
             for front in tuple(self._living.values()):
-                was_heard, front.has_spoken = front.has_spoken or not front.listening.done(), False
+                is_starting = not front.listening.done() and time.monotonic() < front.started_at + _START_SECONDS
+                was_heard, front.has_spoken = front.has_spoken or is_starting, False
                 silent[front.pid] = 0 if was_heard else silent.get(front.pid, 0) + 1
                 if silent[front.pid] > _MOST_SILENT_BEATS:
                     logger.warning("front_hangs", front=front.number)
