@@ -38,7 +38,7 @@ def measure(quick: bool) -> Result:
 
     The figures are medians of the ratios by round.
     """
-    rounds, seconds = (2, 1.0) if quick else (5, 4.0)
+    rounds, seconds = (2, 1.0) if quick else (5, 2.0)
     cores = len(os.sched_getaffinity(0))
     counts = [count for count in FRONTS if count <= max(cores // 2, 1)]
     # Beside the fronts and Redis, which work as much.

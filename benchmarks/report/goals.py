@@ -63,6 +63,7 @@ HEADLINES: Final = (
     ),
     Headline("serving", "topk64_tokens_s_over_dense", "top-64 over dense, in tokens", "#serving", "at least", 50),
     Headline("serving", "sampled50_tokens_s_over_dense", "50 draws over dense", "#serving", "at least", 50),
+    Headline("fronts", "fronts_hits_over_one_process", "small hits, one front over none", "#front-processes"),
     Headline("cache_path", "hit_mb_s_over_raw_mget", "a hit, over Redis alone", "#a-cache-hit", "at least", 0.5),
     Headline("training", "offline_over_plain", "from a store, over no teacher", "#training", "at least", 0.95),
     Headline("training", "remote_over_plain", "a live teacher, over no teacher", "#training", "at least", 0.97),
