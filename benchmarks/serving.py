@@ -29,6 +29,7 @@ OWN = (
 BOUNDS = (
     Contestant("limit: grpc.aio, one message", LIMITS, "grpc"),
     Contestant("limit: grpc.aio, 1 MiB chunks", LIMITS, "grpc, chunks"),
+    Contestant("limit: grpc.aio, made and checked", LIMITS, "grpc, checked"),
     Contestant("limit: TCP", LIMITS, "tcp"),
 )
 PEERS = (

@@ -4,7 +4,9 @@
     python -m benchmarks._serving.limits load ADDRESSES SETTING [DOOR]
 
 The door `grpc` is a generic handler of grpc.aio that answers in one message, `grpc, chunks` one that streams the answer
-in parts of 1 MiB, and `tcp` a socket to which a thread writes it. All answers are made before the first request.
+in parts of 1 MiB, and `tcp` a socket to which a thread writes it. All their answers are made before the first request.
+`grpc, checked` does beside gRPC what no answer of ours can be without, and nothing else: rows looked up when they are
+asked for, a checksum on both sides, and memory of the caller's own.
 """
 
 from __future__ import annotations
@@ -16,13 +18,17 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
+import numpy as np
+import xxhash
 
 from benchmarks.peers.loading import Ask, load, load_async
 from benchmarks.peers.speaking import announce, speak
-from benchmarks.peers.table import QUESTIONS, SETTINGS, Ids, Setting, look_up, question, table
+from benchmarks.peers.table import QUESTIONS, SETTINGS, Floats, Ids, Setting, look_up, question, table
 from stillhouse.chunks import CHUNK_BYTES
+from teacher_service.freed_memory import keep_freed_memory
 
-WHOLE, CHUNKS = "/limits/Whole", "/limits/Chunks"
+WHOLE, CHUNKS, CHECKED = "/limits/Whole", "/limits/Chunks", "/limits/Checked"
+_DIGEST_BYTES = 8
 _UNBOUNDED = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
 _MOST_REQUEST_BYTES = 4096
 
@@ -30,18 +36,25 @@ _MOST_REQUEST_BYTES = 4096
 class _Ready(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic to its stubs alone
     """Answers what a request's bytes name."""
 
-    def __init__(self, answers: dict[bytes, bytes]) -> None:
+    def __init__(self, logits: Floats, answers: dict[bytes, bytes]) -> None:
+        self._logits = logits
         self._answers = answers
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
         """Return the handler of a method."""
         once: Any = grpc.unary_unary_rpc_method_handler  # typed for the threaded server alone
         often: Any = grpc.unary_stream_rpc_method_handler
-        return once(self._whole) if handler_call_details.method == WHOLE else often(self._chunks)
+        handlers = {WHOLE: once(self._whole), CHUNKS: often(self._chunks), CHECKED: once(self._checked)}
+        return handlers[handler_call_details.method]
 
     async def _whole(self, request: bytes, context: object) -> bytes:
         del context
         return self._answers[request]
+
+    async def _checked(self, request: bytes, context: object) -> bytes:
+        del context
+        rows = look_up(self._logits, np.frombuffer(request, np.int32)).data.cast("B")
+        return b"".join((xxhash.xxh3_64_digest(rows), rows))
 
     async def _chunks(self, request: bytes, context: object) -> AsyncIterator[bytes]:
         del context
@@ -52,20 +65,21 @@ class _Ready(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic to it
 
 def serve() -> None:
     """Serve until killed."""
+    keep_freed_memory()  # as the service does
     logits = table()
     asked = [question(setting, number) for setting in SETTINGS.values() for number in range(QUESTIONS)]
     answers = {ids.tobytes(): look_up(logits, ids).tobytes() for ids in asked}
     listening = socket.create_server(("127.0.0.1", 0))
     threading.Thread(target=_accept, args=(listening, answers), daemon=True).start()
-    asyncio.run(_serve(f"127.0.0.1:{listening.getsockname()[1]}", answers))
+    asyncio.run(_serve(f"127.0.0.1:{listening.getsockname()[1]}", _Ready(logits, answers)))
 
 
-async def _serve(tcp: str, answers: dict[bytes, bytes]) -> None:
+async def _serve(tcp: str, ready: _Ready) -> None:
     server = grpc.aio.server(options=_UNBOUNDED)
-    server.add_generic_rpc_handlers((_Ready(answers),))
+    server.add_generic_rpc_handlers((ready,))
     address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
     await server.start()
-    announce({"grpc": address, "grpc, chunks": address, "tcp": tcp})
+    announce({"grpc": address, "grpc, chunks": address, "grpc, checked": address, "tcp": tcp})
     await asyncio.Event().wait()
 
 
@@ -107,6 +121,7 @@ async def load_grpc(address: str, door: str, setting: Setting) -> None:
     async with grpc.aio.insecure_channel(address, _UNBOUNDED) as channel:
         whole: Any = channel.unary_unary(WHOLE, None, None)
         chunks: Any = channel.unary_stream(CHUNKS, None, None)
+        checked: Any = channel.unary_unary(CHECKED, None, None)
 
         async def ask(ids: Ids) -> object:
             return await whole(ids.tobytes())
@@ -114,7 +129,14 @@ async def load_grpc(address: str, door: str, setting: Setting) -> None:
         async def ask_chunks(ids: Ids) -> object:
             return b"".join([chunk async for chunk in chunks(ids.tobytes())])
 
-        await load_async(setting, ask if door == "grpc" else ask_chunks)
+        async def ask_checked(ids: Ids) -> object:
+            message = memoryview(await checked(ids.tobytes()))
+            if xxhash.xxh3_64_digest(message[_DIGEST_BYTES:]) != message[:_DIGEST_BYTES]:
+                raise ValueError("an answer differs from its checksum")
+            return np.frombuffer(message, np.float32, offset=_DIGEST_BYTES).copy().data.cast("B")
+
+        asks = {"grpc": ask, "grpc, chunks": ask_chunks, "grpc, checked": ask_checked}
+        await load_async(setting, asks[door])
 
 
 def _load(address: str, door: str, setting: Setting) -> None:

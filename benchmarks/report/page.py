@@ -51,6 +51,7 @@ def render(results: Results) -> str:
         results_figure=lambda name, key: results.of(name).figures[key],
         headlines=_headlines(results),
         limit=partial(_grpc_limit, results),
+        served=partial(_served, results),
         series=lambda first, second: number(1 / (1 + first / second)),
         made_by=partial(_made_by, results),
         table=_table,
@@ -62,9 +63,13 @@ def render(results: Results) -> str:
     )
 
 
-def _grpc_limit(results: Results, setting: str) -> Value:
-    """Return what gRPC alone does in a setting of `serving`."""
-    (row,) = results.rows("serving", setting=setting, contestant="limit: grpc.aio, one message")
+def _grpc_limit(results: Results, setting: str, what: str = "one message") -> Value:
+    """Return what gRPC alone does in a setting of `serving`, or with no more beside it than an answer must have."""
+    return _served(results, setting, f"limit: grpc.aio, {what}")
+
+
+def _served(results: Results, setting: str, contestant: str) -> Value:
+    (row,) = results.rows("serving", setting=setting, contestant=contestant)
     return row["median"]
 
 
