@@ -12,11 +12,13 @@ from collections.abc import Iterator
 from collections.abc import Sequence as SequenceOf
 from contextlib import contextmanager
 from functools import partial
+from typing import Self
 
 from prometheus_client import Gauge
 
 from stillhouse.errors import OverloadedError
 from teacher_service.metrics import Metrics
+from teacher_service.settings import TeacherSettings
 
 _SHORTEST_PAUSE_SECONDS = 0.05
 _LONGEST_PAUSE_SECONDS = 10.0
@@ -78,6 +80,17 @@ class Capacity:
         self._tokens = queue("tokens in the queue", max_queue_tokens, metrics.queue_tokens, "queue_tokens")
         self._batch_tokens = 0.0
         self._batch_seconds = 0.0
+
+    @classmethod
+    def of(cls, settings: TeacherSettings, metrics: Metrics, *, max_held_bytes: int) -> Self:
+        """Return the bounds that settings name, of answers' bytes those of this process."""
+        return cls(
+            metrics,
+            max_requests=settings.max_concurrent_requests,
+            max_queue_sequences=settings.max_queue_sequences,
+            max_queue_tokens=settings.max_queue_tokens,
+            max_held_bytes=max_held_bytes,
+        )
 
     @contextmanager
     def admitting(self, token_counts: SequenceOf[int], *, answer_bytes: int, is_shown: bool = True) -> Iterator[Place]:

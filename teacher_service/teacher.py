@@ -47,13 +47,7 @@ class Teacher:
         self._recall = None if cache is None else Recall(cache, metrics)
         self._metrics = metrics
         self._max_answer_bytes = settings.max_answer_bytes
-        self._capacity = Capacity(
-            metrics,
-            max_requests=settings.max_concurrent_requests,
-            max_queue_sequences=settings.max_queue_sequences,
-            max_queue_tokens=settings.max_queue_tokens,
-            max_held_bytes=settings.max_held_bytes,
-        )
+        self._capacity = Capacity.of(settings, metrics, max_held_bytes=settings.max_held_bytes)
         self._flights: SingleFlight[tuple[str, bytes], Computed] = SingleFlight()
         compute = BatchComputer(backend, metrics, head_chunk_rows=settings.head_chunk_rows)
         self._batcher = Batcher(

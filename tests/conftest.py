@@ -6,9 +6,12 @@ import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import structlog
+
+from stillhouse.tracing import use_tracer
 
 # Programs for a GPU are run by numpy, unless `make test-cuda` says otherwise. Read when triton is first imported, which
 # torch does in some tests.
@@ -40,6 +43,21 @@ def logging_as_before() -> Iterator[None]:
         root.handlers, root.level = handlers, level
         structlog.reset_defaults()
         structlog.contextvars.clear_contextvars()
+
+
+@pytest.fixture
+def spans() -> Iterator[Any]:
+    """Whatever was traced in this process."""
+    sdk = pytest.importorskip("opentelemetry.sdk.trace", reason="NOT TRACED: no opentelemetry-sdk here")
+    from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+    from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+    kept = InMemorySpanExporter()
+    provider = sdk.TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(kept))
+    use_tracer(provider.get_tracer("test"))
+    yield kept
+    use_tracer(None)
 
 
 @pytest.fixture(scope="session")

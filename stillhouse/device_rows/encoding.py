@@ -11,6 +11,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
+from stillhouse.device_rows.layout import flat
 from stillhouse.device_rows.programs import choose_rows, describe_rows, draw_rows
 
 LAUNCH: Final[dict[str, Any]] = {"BLOCK": 4096, "num_warps": 8, "enable_fp_fusion": False}
@@ -21,7 +22,7 @@ NAMED_BLOCK: Final = 512
 
 def top_k_ids(x_PN: Tensor, k: int) -> Tensor:
     """Return what `stillhouse.head_and_tail.top_k_ids` returns."""
-    x_PN = _flat(x_PN)
+    x_PN = flat(x_PN)
     values_PK = x_PN.topk(k, dim=1).values
     last_P1 = values_PK[:, -1:]
     ids_PK = torch.empty(len(x_PN), k, dtype=torch.int64, device=x_PN.device)
@@ -36,7 +37,7 @@ def top_k_ids(x_PN: Tensor, k: int) -> Tensor:
 
 def statistics(x_PN: Tensor, ids_PK: Tensor, temperature: float) -> tuple[Tensor, ...]:
     """Return the four statistics `[P]` of `stillhouse.head_and_tail.head_and_tail`."""
-    x_PN, ids_PK = _flat(x_PN), ids_PK.contiguous()
+    x_PN, ids_PK = flat(x_PN), ids_PK.contiguous()
     is_named_PN = torch.zeros(x_PN.shape, dtype=torch.uint8, device=x_PN.device).scatter_(1, ids_PK, 1)
     result_P4 = torch.empty(len(x_PN), 4, device=x_PN.device)
     if len(x_PN):
@@ -58,7 +59,7 @@ def statistics(x_PN: Tensor, ids_PK: Tensor, temperature: float) -> tuple[Tensor
 
 def draw(x_PN: Tensor, uniforms_PS: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """Return ids `[P, S]` int64 and entropies `[P]` float32, as `stillhouse.draws.draw` does."""
-    x_PN, device = _flat(x_PN), x_PN.device
+    x_PN, device = flat(x_PN), x_PN.device
     (rows, width), draws = x_PN.shape, uniforms_PS.shape[1]
     starts, widths, size = _levels(width, device)
     ids_PS = torch.empty(rows, draws, dtype=torch.int64, device=device)
@@ -94,7 +95,3 @@ def _levels(width: int, device: torch.device) -> tuple[Tensor, Tensor, int]:
     widths_L = torch.tensor(widths, device=device, dtype=torch.int32)
     starts_L = torch.tensor([sum(widths[:level]) for level in range(len(widths))], device=device, dtype=torch.int32)
     return starts_L, widths_L, sum(widths)
-
-
-def _flat(rows: Tensor) -> Tensor:
-    return rows if rows.stride(1) == 1 else rows.contiguous()

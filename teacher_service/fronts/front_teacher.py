@@ -36,13 +36,7 @@ class FrontTeacher:
         self._recall = recall
         self._metrics = metrics
         self._max_answer_bytes = settings.max_answer_bytes
-        self._capacity = Capacity(
-            metrics,
-            max_requests=settings.max_concurrent_requests,
-            max_queue_sequences=settings.max_queue_sequences,
-            max_queue_tokens=settings.max_queue_tokens,
-            max_held_bytes=settings.front_held_bytes,
-        )
+        self._capacity = Capacity.of(settings, metrics, max_held_bytes=settings.front_held_bytes)
 
     def check(self, request: LogitsRequest) -> int:
         """Check a request; return the most bytes that its payloads can have.

@@ -12,7 +12,6 @@ from torch import Tensor
 from stillhouse.encode import encode_logits
 from stillhouse.encodings import Candidates, Encoding, Sampled, TopK
 from stillhouse.kd import head_kd_loss, kd_loss, kd_loss_and_gradient, kernels
-from stillhouse.kd.rows import DEVICE_CHUNK_ELEMENTS
 from stillhouse.payloads import CandidateLogits, HiddenStates, OutputHead, SampledCounts, TopKLogits
 from stillhouse.request import All, Sequence
 
@@ -153,6 +152,9 @@ def test_a_row_has_the_same_bits_whatever_stands_beside_it(cuda: torch.device) -
 
 
 def test_more_elements_than_32_bits_can_count(cuda: torch.device) -> None:
+    # It needs Triton, which is where there is a GPU.
+    from stillhouse.kd.device.kernel import CHUNK_ELEMENTS
+
     width = 151_936
     rows = 2**31 // width + 8
     if torch.cuda.mem_get_info(cuda)[0] < 5 * rows * width * 2:
@@ -167,7 +169,7 @@ def test_more_elements_than_32_bits_can_count(cuda: torch.device) -> None:
     assert whole.gradient.isfinite().all()
     ours, theirs = alone.gradient[last].float() * rows, part.gradient.float() * 5
     assert float((ours - theirs).norm() / theirs.norm()) <= 1e-2
-    assert rows * width > DEVICE_CHUNK_ELEMENTS
+    assert rows * width > CHUNK_ELEMENTS
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

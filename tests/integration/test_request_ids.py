@@ -6,7 +6,6 @@ import json
 import logging
 import subprocess
 import sys
-from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -16,7 +15,7 @@ from stillhouse import request_id
 from stillhouse.client import AsyncTeacherClient
 from stillhouse.errors import ConfigurationError, TeacherUnavailableError
 from stillhouse.logs import configure_logging
-from stillhouse.tracing import configure_tracing, use_tracer
+from stillhouse.tracing import configure_tracing
 from tests.integration.conftest import ServeTeacher
 
 
@@ -71,21 +70,6 @@ async def test_only_what_a_log_can_hold_is_taken_from_a_caller(
 def test_a_name_that_no_log_should_hold_is_refused() -> None:
     with pytest.raises(ValueError, match="1 to 64"), request_id("two words"):
         pass
-
-
-@pytest.fixture
-def spans() -> Iterator[Any]:
-    """Whatever was traced in this process."""
-    sdk = pytest.importorskip("opentelemetry.sdk.trace", reason="NOT TRACED: no opentelemetry-sdk here")
-    from opentelemetry.sdk.trace.export import SimpleSpanProcessor
-    from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-
-    kept = InMemorySpanExporter()
-    provider = sdk.TracerProvider()
-    provider.add_span_processor(SimpleSpanProcessor(kept))
-    use_tracer(provider.get_tracer("test"))
-    yield kept
-    use_tracer(None)
 
 
 async def test_the_teachers_span_belongs_to_the_clients(serve_teacher: ServeTeacher, spans: Any) -> None:

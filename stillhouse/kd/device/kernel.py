@@ -7,6 +7,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
+from stillhouse.device_rows.layout import flat
 from stillhouse.kd.device.rows import DENSE, DRAWS, HEAD, NOTHING, learn_rows
 from stillhouse.kd.rows import DenseRows, RowTerms, RowWeights, SampledRows, TeacherRows, TopKRows
 
@@ -34,13 +35,13 @@ class DeviceKernel:
 
     def run(self, student: Tensor, teacher: TeacherRows | None, labels: Tensor, gradient: Tensor | None) -> RowTerms:
         """Return the terms of one chunk, float64, and write its gradient: see `RowKernel.run`."""
-        student = _flat(student)
+        student = flat(student)
         rows = len(student)
         terms = torch.empty(rows, 4, dtype=torch.float64, device=student.device)
         kind, taught, named, values, rest, is_named = NOTHING, student, labels, terms, terms, labels
         match teacher:
             case DenseRows(logits):
-                kind, taught = DENSE, _flat(logits)
+                kind, taught = DENSE, flat(logits)
             case TopKRows(token_ids, log_probs, log_tail):
                 kind, named, values, rest = HEAD, token_ids.contiguous(), log_probs.contiguous(), log_tail.contiguous()
                 is_named = torch.zeros(rows, self._width, dtype=torch.uint8, device=student.device)
@@ -49,7 +50,7 @@ class DeviceKernel:
                 kind, named, values, rest = DRAWS, token_ids.contiguous(), weights.contiguous(), entropy.contiguous()
             case None:
                 pass
-        target = student if gradient is None else _flat(gradient)
+        target = student if gradient is None else flat(gradient)
         learn_rows[(rows,)](
             student,
             student.stride(0),
@@ -76,7 +77,3 @@ class DeviceKernel:
         if gradient is not None and target is not gradient:
             gradient.copy_(target)
         return RowTerms(*terms.unbind(1))
-
-
-def _flat(rows: Tensor) -> Tensor:
-    return rows if rows.stride(1) == 1 else rows.contiguous()

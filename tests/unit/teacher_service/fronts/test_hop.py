@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import Any, cast
 
@@ -15,7 +15,7 @@ from stillhouse.chunks import split
 from stillhouse.encodings import Dense
 from stillhouse.errors import EncodingNotOfferedError, OverloadedError, TeacherInternalError, TeacherUnavailableError
 from stillhouse.request import Limits, LogitsRequest, Sequence
-from stillhouse.tracing import span, use_tracer
+from stillhouse.tracing import span
 from teacher_service.admission import Admission
 from teacher_service.answering import EncodedAnswer
 from teacher_service.auth import Access, Token
@@ -311,18 +311,3 @@ async def test_a_span_of_the_engine_belongs_to_the_fronts(spans: Any) -> None:
     asked_for, answered = traced["ComputeLogits"], traced["answer for a front"]
     assert answered.parent.span_id == asked_for.context.span_id
     assert answered.attributes["request_id"] == "named"
-
-
-@pytest.fixture
-def spans() -> Iterator[Any]:
-    """Whatever was traced in this process."""
-    sdk = pytest.importorskip("opentelemetry.sdk.trace", reason="NOT TRACED: no opentelemetry-sdk here")
-    from opentelemetry.sdk.trace.export import SimpleSpanProcessor
-    from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-
-    kept = InMemorySpanExporter()
-    provider = sdk.TracerProvider()
-    provider.add_span_processor(SimpleSpanProcessor(kept))
-    use_tracer(provider.get_tracer("test"))
-    yield kept
-    use_tracer(None)
