@@ -11,6 +11,7 @@ import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import lru_cache
 from typing import Self
 
 import xxhash
@@ -143,16 +144,23 @@ class Header:
 
 def expected_headers(request: LogitsRequest, teacher: TeacherDescription) -> list[Header]:
     """Return the headers of the payloads that answer a request, one for each sequence."""
-    return [
-        Header.expected(
-            request.encoding,
-            sequence,
-            temperature=request.temperature,
-            vocabulary_size=request.effective_vocabulary_size(teacher.vocabulary_size),
-            hidden_size=teacher.hidden_size,
-        )
-        for sequence in request.sequences
-    ]
+    vocabulary_size = request.effective_vocabulary_size(teacher.vocabulary_size)
+    # Sequences that ask about as much have one header.
+    known: dict[tuple[int, int], Header] = {}
+    headers = []
+    for sequence in request.sequences:
+        size = sequence.num_positions, sequence.num_candidates
+        header = known.get(size)
+        if header is None:
+            header = known[size] = Header.expected(
+                request.encoding,
+                sequence,
+                temperature=request.temperature,
+                vocabulary_size=vocabulary_size,
+                hidden_size=teacher.hidden_size,
+            )
+        headers.append(header)
+    return headers
 
 
 def read_header(data: memoryview) -> Header:
@@ -163,7 +171,8 @@ def read_header(data: memoryview) -> Header:
     """
     if len(data) < HEADER_BYTES:
         raise CodecError(f"a payload has at least {HEADER_BYTES} bytes; got {len(data)}: it is truncated")
-    magic, version, kind, code, reserved, total, rows, width, count, temperature = _FIELDS.unpack_from(data)
+    fields = data[: _FIELDS.size].tobytes()
+    magic, version, _, _, _, total, *_ = _FIELDS.unpack(fields)
     if magic != MAGIC:
         raise CodecError(f"a payload starts with {MAGIC!r}; got {magic!r}: these are other bytes")
     if version != VERSION:
@@ -172,8 +181,16 @@ def read_header(data: memoryview) -> Header:
         what = "it is truncated" if total > len(data) else "there are bytes after its end"
         raise CodecError(f"the payload should have {total} bytes; got {len(data)}: {what}")
     (checksum,) = _CHECKSUM.unpack_from(data, _FIELDS.size)
-    if checksum != _checksum(data[: _FIELDS.size], (data[HEADER_BYTES:],)):
+    if checksum != _checksum(fields, (data[HEADER_BYTES:],)):
         raise CodecError("the payload's checksum does not match: it was altered on its way")
+    return _described(fields)
+
+
+# Of the payloads of a run, thousands have the same fields.
+@lru_cache(maxsize=256)
+def _described(fields: bytes) -> Header:
+    """Return what the unaltered fields of a header of this format describe."""
+    _, _, kind, code, reserved, total, rows, width, count, temperature = _FIELDS.unpack(fields)
     if reserved:
         raise CodecError(f"the reserved byte of a payload's header must be 0; got {reserved}")
     if kind not in iter(Kind) or code > len(_VALUE_TYPES):
