@@ -8,11 +8,12 @@ who makes cache keys alone is spared its second and its hundreds of megabytes.
 from __future__ import annotations
 
 import hashlib
+import struct
 from collections.abc import Iterable, Mapping
+from collections.abc import Sequence as SequenceOf
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from typing import TYPE_CHECKING
-
-import numpy as np
 
 from stillhouse.encodings import Candidates, Dense, Encoding, Hidden, Sampled, TopK
 from stillhouse.request import Sequence
@@ -28,12 +29,16 @@ CACHE_KEY_VERSION = 2
 
 def fingerprint(*fields: str | bytes | float) -> str:
     """Return the fingerprint of a list of fields; their types and boundaries count."""
-    digest = hashlib.blake2b(digest_size=DIGEST_BYTES)
+    return hashlib.blake2b(_framed(*fields), digest_size=DIGEST_BYTES).hexdigest()
+
+
+def _framed(*fields: str | bytes | float) -> bytes:
+    """Return the bytes of fields one after the other, each behind its type and its length."""
+    parts: list[bytes] = []
     for field in fields:
         data = field if isinstance(field, bytes) else repr(field).encode()
-        digest.update(f"{type(field).__name__}:{len(data)}:".encode())
-        digest.update(data)
-    return digest.hexdigest()
+        parts += (f"{type(field).__name__}:{len(data)}:".encode(), data)
+    return b"".join(parts)
 
 
 def weights_fingerprint(tensors: Mapping[str, Tensor]) -> str:
@@ -77,36 +82,45 @@ def cache_key(
     The temperature and N stand in it only where they change the bytes, so that a sweep of temperatures over DENSE
     or HIDDEN asks the teacher once. `vocabulary_size` is the effective N, never 0.
     """
-    digest = fingerprint(
-        "cache",
-        CACHE_KEY_VERSION,
-        backend,
-        np.asarray(sequence.token_ids, dtype="<u4").tobytes(),
+    (key,) = cache_keys(backend, [sequence], encoding, temperature=temperature, vocabulary_size=vocabulary_size)
+    return key
+
+
+def cache_keys(
+    backend: str, sequences: SequenceOf[Sequence], encoding: Encoding, *, temperature: float, vocabulary_size: int
+) -> list[bytes]:
+    """Return the key of each sequence, as `cache_key` does; what they have in common is written once."""
+    before = _framed("cache", CACHE_KEY_VERSION, backend)
+    after = _encoding_bytes(encoding, (), float(temperature), vocabulary_size)
+    each_names_ids = isinstance(encoding, Candidates) and not encoding.token_ids
+    keys = []
+    for sequence in sequences:
+        if each_names_ids:
+            after = _encoding_bytes(encoding, sequence.candidate_ids, float(temperature), vocabulary_size)
         # One document named by its length is the same request as one not named at all.
-        np.asarray(sequence.segment_lengths if len(sequence.segment_lengths) > 1 else (), dtype="<u4").tobytes(),
-        _positions_bytes(sequence),
-        *_encoding_fields(encoding, sequence, float(temperature), vocabulary_size),
-    )
-    return bytes.fromhex(digest)
+        segments = sequence.segment_lengths if len(sequence.segment_lengths) > 1 else ()
+        asked = _framed(_numbers(sequence.token_ids), _numbers(segments), _numbers(sequence.position_indices()))
+        keys.append(hashlib.blake2b(before + asked + after, digest_size=DIGEST_BYTES).digest())
+    return keys
 
 
-def _positions_bytes(sequence: Sequence) -> bytes:
-    return np.asarray(sequence.position_indices(), dtype="<u4").tobytes()
+def _numbers(values: SequenceOf[int]) -> bytes:
+    return struct.pack(f"<{len(values)}I", *values)
 
 
-def _encoding_fields(
-    encoding: Encoding, sequence: Sequence, temperature: float, vocabulary_size: int
-) -> tuple[str | bytes | float, ...]:
+def _encoding_bytes(
+    encoding: Encoding, candidate_ids: SequenceOf[SequenceOf[int]], temperature: float, vocabulary_size: int
+) -> bytes:
     match encoding:
         case Dense(value_type):
-            return ("dense", value_type, vocabulary_size)
+            return _framed("dense", value_type, vocabulary_size)
         case Hidden(value_type):
-            return ("hidden", value_type)
+            return _framed("hidden", value_type)
         case TopK(k, value_type):
-            return ("top_k", k, value_type, temperature, vocabulary_size)
+            return _framed("top_k", k, value_type, temperature, vocabulary_size)
         case Sampled(draws, seed):
-            return ("sampled", draws, seed, temperature, vocabulary_size)
+            return _framed("sampled", draws, seed, temperature, vocabulary_size)
         case Candidates(token_ids, value_type):
-            ids = np.asarray(token_ids or sequence.candidate_ids, dtype="<u4").tobytes()
+            ids = _numbers(token_ids or [*chain.from_iterable(candidate_ids)])
             kind = "candidates" if token_ids else "position_candidates"
-            return (kind, ids, value_type, temperature, vocabulary_size)
+            return _framed(kind, ids, value_type, temperature, vocabulary_size)

@@ -5,10 +5,11 @@ Knows nothing of how it is kept.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 
 from stillhouse.errors import CodecError
-from stillhouse.fingerprint import cache_key
+from stillhouse.fingerprint import cache_keys
 from stillhouse.payload_header import Header, read_header
 from stillhouse.request import CacheMode, LogitsRequest, TeacherDescription
 from teacher_service.batching import Computed
@@ -25,7 +26,7 @@ class Recall:
         """How long a claim lasts unless it is renewed; 0 where there are none."""
         self.give_up = cache.give_up
         """Lets others compute what was claimed and not set."""
-        self._count = metrics.cache_requests.labels
+        self._count = functools.cache(metrics.cache_requests.labels)
 
     async def look_up(self, expected: Mapping[bytes, Header]) -> dict[bytes, bytes | memoryview]:
         """Return what is remembered of these keys, given the headers of their payloads."""
@@ -57,18 +58,15 @@ class Recall:
         return checked
 
 
-def cache_keys(request: LogitsRequest, teacher: TeacherDescription) -> list[bytes]:
+def keys_of(request: LogitsRequest, teacher: TeacherDescription) -> list[bytes]:
     """Return the key of each sequence of a request."""
-    return [
-        cache_key(
-            teacher.fingerprint,
-            sequence,
-            request.encoding,
-            temperature=request.temperature,
-            vocabulary_size=request.effective_vocabulary_size(teacher.vocabulary_size),
-        )
-        for sequence in request.sequences
-    ]
+    return cache_keys(
+        teacher.fingerprint,
+        request.sequences,
+        request.encoding,
+        temperature=request.temperature,
+        vocabulary_size=request.effective_vocabulary_size(teacher.vocabulary_size),
+    )
 
 
 async def look_up(

@@ -8,7 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stillhouse.encodings import Candidates, Dense, Encoding, Hidden, Sampled, TopK
-from stillhouse.fingerprint import backend_fingerprint, cache_key, fingerprint, tokens_fingerprint, weights_fingerprint
+from stillhouse.fingerprint import (
+    backend_fingerprint,
+    cache_key,
+    cache_keys,
+    fingerprint,
+    tokens_fingerprint,
+    weights_fingerprint,
+)
 from stillhouse.request import All, Explicit, From, Last, Sequence
 
 SEQUENCE = Sequence((5, 6, 7, 8), positions=All())
@@ -33,6 +40,32 @@ def test_different_lists_of_fields_have_different_fingerprints(left: list[str | 
 
 def test_a_fingerprint_never_changes_between_versions() -> None:
     assert fingerprint("a", b"b", 3) == "f896859fd2c85b64e3467adaa2653bbc"
+
+
+@pytest.mark.parametrize(
+    ("encoding", "expected"),
+    [
+        (Dense(), "f83c200d10b27f862568de226be9cc69"),
+        (TopK(3), "90859994cb43d3a917f4fc17ccf9ab9b"),
+        (Candidates(), "e0f9f4bde0872067827ad952697d0803"),
+    ],
+    ids=repr,
+)
+def test_a_key_never_changes_between_versions(encoding: Encoding, expected: str) -> None:
+    named = ((1, 2), (3, 4)) if encoding == Candidates() else ()
+    sequence = Sequence((5, 6, 7), (1, 2), From(1), named)
+    assert cache_key("b" * 32, sequence, encoding, temperature=2, vocabulary_size=10).hex() == expected
+
+
+def test_keys_made_together_are_those_made_alone() -> None:
+    sequences = [
+        Sequence((5, 6, 7), (1, 2), From(1), ((1, 2), (3, 4))),
+        Sequence((5,), candidate_ids=((8,),)),
+        Sequence((5,), candidate_ids=((9,),)),
+    ]
+    together = cache_keys("b", sequences, Candidates(), temperature=2, vocabulary_size=10)
+    assert together == [cache_key("b", one, Candidates(), temperature=2, vocabulary_size=10) for one in sequences]
+    assert len(set(together)) == 3
 
 
 def test_weights_have_one_fingerprint_whatever_their_order_and_layout() -> None:
