@@ -7,8 +7,11 @@ docs/payload-format.md is the specification. Bytes that are truncated, altered, 
 from __future__ import annotations
 
 from collections.abc import Sequence as SequenceOf
+from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -31,10 +34,12 @@ from stillhouse.tensor_bytes import DTYPES, VALUE_TYPES, TensorReader, bytes_of,
 _ROWS_AT_ONCE = 1024
 
 __all__ = [
+    "Draft",
     "check_payload",
     "decode_output_head",
     "decode_payload",
     "decode_payloads",
+    "decode_with_headers",
     "encode_output_head",
     "encode_payload",
     "header_of",
@@ -60,6 +65,32 @@ def encode_payload(payload: Payload) -> bytes:
     return b"".join([header.pack(body, sum(map(len, body))), *body])
 
 
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A payload whose tensors lie in the bytes that become it: who fills them needs no copy to encode it.
+
+    Of every kind but SAMPLED, whose size follows from its values.
+    """
+
+    payload: Payload
+    _header: Header
+    _bytes: npt.NDArray[np.uint8]
+
+    @classmethod
+    def of(cls, header: Header) -> Self:
+        """Return one that has this header, its tensors on the host and not yet filled."""
+        require_little_endian()
+        _, num_bytes = header.size_bounds()
+        data = np.empty(num_bytes, np.uint8)
+        return cls(_decode_body(header, TensorReader(data.data, HEADER_BYTES)), header, data)
+
+    def seal(self) -> memoryview:
+        """Return its bytes, once its tensors are filled with what `encode_payload` would accept."""
+        body = self._bytes[HEADER_BYTES:].data
+        self._bytes[:HEADER_BYTES] = np.frombuffer(self._header.pack([body], len(body)), np.uint8)
+        return self._bytes.data.toreadonly()
+
+
 def decode_payload(data: bytes | bytearray | memoryview) -> Payload:
     """Return the payload that `data` holds.
 
@@ -79,6 +110,15 @@ def decode_payloads(datas: SequenceOf[bytes | bytearray | memoryview]) -> list[P
     Raises:
         CodecError: as `decode_payload`.
     """
+    return [payload for _, payload in decode_with_headers(datas)]
+
+
+def decode_with_headers(datas: SequenceOf[bytes | bytearray | memoryview]) -> list[tuple[Header, Payload]]:
+    """Return what `decode_payloads` does, each payload with its header.
+
+    Raises:
+        CodecError: as `decode_payload`.
+    """
     require_little_endian()
     views = [memoryview(data).cast("B") for data in datas]
     headers = list(map(read_header, views))
@@ -93,7 +133,7 @@ def decode_payloads(datas: SequenceOf[bytes | bytearray | memoryview]) -> list[P
         payloads += map(_decode_body, headers, readers)
     for payload in payloads:
         _check_values(payload)
-    return payloads
+    return list(zip(headers, payloads, strict=True))
 
 
 def verify_payload(data: bytes | bytearray | memoryview) -> Header:

@@ -7,6 +7,7 @@ logits' dtype. Knows nothing of bytes, batches or models.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
@@ -29,6 +30,8 @@ from stillhouse.tensor_bytes import DTYPES
 _HOST_BLOCK_ELEMENTS = 2**18
 _DEVICE_BLOCK_ELEMENTS = 2**26
 
+_LARGEST = {dtype: torch.finfo(dtype).max for dtype in (*DTYPES.values(), torch.float64)}
+
 
 def encode_logits(
     row_chunks: Iterable[Tensor],
@@ -37,6 +40,7 @@ def encode_logits(
     sequence: Sequence,
     temperature: float,
     vocabulary_size: int,
+    into: Payload | None = None,
 ) -> Payload:
     """Return the payload of one sequence, on the host.
 
@@ -48,6 +52,8 @@ def encode_logits(
             from.
         temperature: T of the tempered statistics, above 0.
         vocabulary_size: N, at least 1: only the ids below it count.
+        into: a payload of the kind and shapes that come out, whose tensors are filled in place of new ones; not for
+            SAMPLED, whose shapes follow from the draws.
 
     Raises:
         InvalidRequestError: an id or a k beyond N, a finite logit that float16 or bfloat16 would turn into an infinity,
@@ -62,22 +68,24 @@ def encode_logits(
     match encoding:
         case Dense(value_type):
             columns = {"logits": _Column((vocabulary_size,), DTYPES[value_type])}
-            rows = _collect(blocks, columns, lambda x, _: (_cast(x, "dense", value_type),), num_positions)
+            rows = _collect(blocks, columns, lambda x, _: (_cast(x, "dense", value_type),), num_positions, into)
             return DenseLogits(rows["logits"])
         case TopK(k, value_type):
             if k > vocabulary_size:
                 raise InvalidRequestError(f"top_k.k must be at most the vocabulary size {vocabulary_size}; got {k}")
             columns = {"token_ids": _Column((k,), torch.int32), **_named_columns(k, value_type)}
-            rows = _collect(blocks, columns, lambda x, _: _top_k(x, k, value_type, temperature), num_positions)
+            rows = _collect(blocks, columns, lambda x, _: _top_k(x, k, value_type, temperature), num_positions, into)
             return TopKLogits(**rows, temperature=temperature, vocabulary_size=vocabulary_size)
         case Candidates(token_ids, value_type):
             ids = _candidate_ids(token_ids, sequence, vocabulary_size)
+            if isinstance(into, CandidateLogits):
+                ids = into.token_ids.copy_(ids)
 
             def named(x_PN: Tensor, rows: slice) -> tuple[Tensor, ...]:
                 ids_PK = (ids if ids.dim() == 1 else ids[rows]).to(x_PN.device, torch.int64).expand(len(x_PN), -1)
                 return _named(x_PN, ids_PK, "candidates", value_type, temperature)
 
-            rows = _collect(blocks, _named_columns(ids.shape[-1], value_type), named, num_positions)
+            rows = _collect(blocks, _named_columns(ids.shape[-1], value_type), named, num_positions, into)
             return CandidateLogits(ids, **rows, temperature=temperature, vocabulary_size=vocabulary_size)
         case Sampled(num_draws, seed):
             return _sampled(blocks, sequence, num_draws, seed, temperature, vocabulary_size)
@@ -85,8 +93,10 @@ def encode_logits(
             raise EncodingNotOfferedError("encoding Hidden is not made from logits: see encode_hidden")
 
 
-def encode_hidden(hidden_rows: Tensor, encoding: Hidden) -> HiddenStates:
+def encode_hidden(hidden_rows: Tensor, encoding: Hidden, into: Payload | None = None) -> HiddenStates:
     """Return the payload of one sequence's final hidden states `[P, D]`, on the host; they are read, never changed.
+
+    `into` as in `encode_logits`.
 
     Raises:
         InvalidRequestError: a value that bfloat16 would turn into an infinity.
@@ -104,7 +114,11 @@ def encode_hidden(hidden_rows: Tensor, encoding: Hidden) -> HiddenStates:
             "its weights are damaged, or its compute dtype is too narrow for it (try float32)"
         )
     # A copy also where nothing is cast: the rows may be a view of a batch, which would be kept alive whole.
-    return HiddenStates(on_host(_cast(rows, "hidden", encoding.value_type)))
+    cast = _cast(rows, "hidden", encoding.value_type)
+    if not isinstance(into, HiddenStates):
+        return HiddenStates(on_host(cast))
+    copy_to_host(cast, into.hidden)
+    return into
 
 
 def _candidate_ids(token_ids: tuple[int, ...], sequence: Sequence, vocabulary_size: int) -> Tensor:
@@ -168,9 +182,13 @@ def _collect(
     columns: dict[str, _Column],
     reduce: Callable[[Tensor, slice], tuple[Tensor, ...]],
     num_positions: int,
+    into: Payload | None,
 ) -> dict[str, Tensor]:
     """Reduce each block and lay the results end to end on the host, by the name of their column."""
-    whole = {name: torch.empty(num_positions, *c.shape, dtype=c.dtype) for name, c in columns.items()}
+    if into is None:
+        whole = {name: torch.empty(num_positions, *c.shape, dtype=c.dtype) for name, c in columns.items()}
+    else:
+        whole = {name: getattr(into, name) for name in columns}
     for block, rows in blocks:
         for column, part in zip(whole.values(), reduce(block, rows), strict=True):
             copy_to_host(part, column[rows])
@@ -189,7 +207,8 @@ def _blocks(chunks: Iterator[Tensor], num_positions: int, width: int) -> Iterato
                 f"row_chunks hold at least {end + len(chunk)} rows, where {num_positions} positions are asked for"
             )
         elements = _HOST_BLOCK_ELEMENTS if chunk.device.type == "cpu" else _DEVICE_BLOCK_ELEMENTS
-        for block in torch.split(chunk, max(1, elements // width)):
+        size = max(1, elements // width)
+        for block in [chunk] if len(chunk) <= size else torch.split(chunk, size):
             start, end = end, end + len(block)
             yield block, slice(start, end)
     if end != num_positions:
@@ -208,9 +227,9 @@ def _checked(row_chunks: Iterable[Tensor], vocabulary_size: int) -> Iterator[Ten
         x_PN = chunk.detach()[:, :vocabulary_size]
         if len(x_PN):
             # The largest of a row is NaN where any is, +inf where any is, and -inf where all are.
-            bad = ~torch.isfinite(x_PN.amax(dim=1))
-            if bad.any():
-                row = int(bad.nonzero()[0])
+            largest = x_PN.amax(dim=1).tolist()
+            if not all(map(math.isfinite, largest)):
+                row = next(index for index, value in enumerate(largest) if not math.isfinite(value))
                 raise TeacherInternalError(
                     f"the teacher's logits at row {start + row} hold a NaN or +inf, or are all -inf: "
                     "its weights are damaged, or its compute dtype is too narrow for it (try float32)"
@@ -221,7 +240,7 @@ def _checked(row_chunks: Iterable[Tensor], vocabulary_size: int) -> Iterator[Ten
 
 def _cast(values: Tensor, field: str, value_type: ValueType) -> Tensor:
     cast = values.to(DTYPES[value_type])
-    if not all_finite(cast):
+    if _LARGEST[cast.dtype] < _LARGEST[values.dtype] and not all_finite(cast):
         overflown = torch.isinf(cast) & torch.isfinite(values)
         if overflown.any():
             largest = float(values[overflown].abs().max())

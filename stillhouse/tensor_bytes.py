@@ -66,22 +66,21 @@ class TensorReader:
 
     def __init__(self, buffer: memoryview, start: int) -> None:
         array = np.frombuffer(buffer, dtype=np.uint8)
-        if buffer.readonly or array.ctypes.data % _ALIGNMENT:
+        if buffer.readonly or array.__array_interface__["data"][0] % _ALIGNMENT:
             array = array.copy()
-        self._data = torch.from_numpy(array)
+        self._array = array
         self._at = start
 
     def take(self, dtype: torch.dtype, *shape: int) -> Tensor:
         """Return the next tensor; the caller has seen to it that the bytes are there."""
-        size = dtype.itemsize * math.prod(shape)
-        part = self._data[self._at : self._at + size]
-        self._at += size
-        return part.view(dtype).view(shape)
+        count = math.prod(shape)
+        start, self._at = self._at, self._at + count * dtype.itemsize
+        if not count:
+            return torch.empty(shape, dtype=dtype)
+        return torch.frombuffer(self._array, dtype=dtype, count=count, offset=start).view(shape)
 
     def take_bytes(self, size: int | None = None) -> npt.NDArray[np.uint8]:
         """Return the next bytes, by default all that are left."""
-        end = None if size is None else self._at + size
-        part = self._data[self._at : end]
+        part = self._array[self._at : None if size is None else self._at + size]
         self._at += len(part)
-        array: npt.NDArray[np.uint8] = part.numpy()
-        return array
+        return part

@@ -16,11 +16,12 @@ import structlog
 import torch
 from torch import Tensor
 
-from stillhouse.codec import encode_payload
+from stillhouse.codec import Draft, encode_payload
 from stillhouse.encode import encode_hidden, encode_logits
-from stillhouse.encodings import Hidden
+from stillhouse.encodings import Hidden, Sampled
 from stillhouse.errors import RequestTooLongError, StillhouseError, TeacherError, TeacherInternalError
 from stillhouse.fingerprint import fingerprint
+from stillhouse.payload_header import Header
 from stillhouse.payloads import Payload
 from stillhouse.runs import runs_within
 from teacher_service.backends import BackendDescription, TeacherBackend
@@ -124,12 +125,14 @@ class BatchComputer:
             for part, queue_seconds in zip(encoded, queued, strict=True)
         ]
 
-    def _encode_all(self, jobs: SequenceOf[Job], rows: SequenceOf[Tensor], watch: _Watch) -> list[bytes | Exception]:
-        encoded: dict[int, bytes | Exception] = {}
+    def _encode_all(
+        self, jobs: SequenceOf[Job], rows: SequenceOf[Tensor], watch: _Watch
+    ) -> list[bytes | memoryview | Exception]:
+        encoded: dict[int, bytes | memoryview | Exception] = {}
         with_logits = []
         for index, job in enumerate(jobs):
             if isinstance(job.encoding, Hidden):
-                encoded[index] = _encode_hidden(job.encoding, rows[index])
+                encoded[index] = _encode_hidden(job, job.encoding, rows[index])
             else:
                 with_logits.append(index)
         # In deterministic mode the chunks of a job follow from it alone: its low bits would tell of its neighbours.
@@ -170,26 +173,41 @@ def _wait_for(result: Tensor) -> None:
         torch.cuda.current_stream(result.device).synchronize()
 
 
-def _encode_logits(job: Job, row_chunks: Iterable[Tensor]) -> bytes | Exception:
-    return _encoded(
-        lambda: encode_logits(
+def _encode_logits(job: Job, row_chunks: Iterable[Tensor]) -> bytes | memoryview | Exception:
+    def encode(into: Payload | None) -> Payload:
+        return encode_logits(
             row_chunks,
             job.encoding,
             sequence=job.sequence,
             temperature=job.temperature,
             vocabulary_size=job.vocabulary_size,
+            into=into,
         )
-    )
+
+    return _encoded(job, encode)
 
 
-def _encode_hidden(encoding: Hidden, rows: Tensor) -> bytes | Exception:
-    return _encoded(lambda: encode_hidden(rows, encoding))
+def _encode_hidden(job: Job, encoding: Hidden, rows: Tensor) -> bytes | memoryview | Exception:
+    return _encoded(job, lambda into: encode_hidden(rows, encoding, into), hidden_size=rows.shape[-1])
 
 
-def _encoded(encode: Callable[[], Payload]) -> bytes | Exception:
+def _encoded(
+    job: Job, encode: Callable[[Payload | None], Payload], *, hidden_size: int = 0
+) -> bytes | memoryview | Exception:
     """Encode one answer; its failure is its own and leaves the others of its batch alone."""
     try:
-        return encode_payload(encode())
+        if isinstance(job.encoding, Sampled):
+            return encode_payload(encode(None))
+        header = Header.expected(
+            job.encoding,
+            job.sequence,
+            temperature=job.temperature,
+            vocabulary_size=job.vocabulary_size,
+            hidden_size=hidden_size,
+        )
+        draft = Draft.of(header)
+        encode(draft.payload)
+        return draft.seal()
     except TeacherError as error:
         return error
     except (StillhouseError, ValueError):

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from stillhouse.codec import encode_payload
+from stillhouse.codec import Draft, encode_payload, header_of
 from stillhouse.encode import encode_logits
 from stillhouse.encodings import Candidates, Dense, Encoding, Hidden, Sampled, TopK
 from stillhouse.errors import EncodingNotOfferedError, InvalidRequestError, TeacherInternalError
@@ -175,6 +175,18 @@ def test_the_chunks_do_not_show_in_the_bytes(encoding: Encoding, sizes: tuple[in
     whole = encode_payload(encode([x], encoding, len(x), temperature=2.0, vocabulary_size=60))
     parts = encode(iter(torch.split(x, list(sizes))), encoding, 12, temperature=2.0, vocabulary_size=60)
     assert encode_payload(parts) == whole
+
+
+@pytest.mark.parametrize("encoding", [one for one in ENCODINGS if not isinstance(one, Sampled)], ids=repr)
+def test_an_answer_made_in_place_is_the_one_made_anew(encoding: Encoding) -> None:
+    x, sequence = logits_like_a_teachers(12, 64), every_position(12)
+    anew = encode([x], encoding, 12, temperature=2.0, vocabulary_size=60)
+    draft = Draft.of(header_of(anew))
+    made = encode_logits(
+        torch.split(x, 5), encoding, sequence=sequence, temperature=2.0, vocabulary_size=60, into=draft.payload
+    )
+    assert encode_payload(made) == encode_payload(anew)
+    assert draft.seal() == encode_payload(anew)
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS, ids=repr)

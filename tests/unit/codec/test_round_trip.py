@@ -11,9 +11,9 @@ import torch
 from hypothesis import given, settings
 from torch import Tensor
 
-from stillhouse.codec import decode_payload, encode_payload, header_of, verify_payload
+from stillhouse.codec import Draft, decode_payload, encode_payload, header_of, verify_payload
 from stillhouse.encodings import Candidates, Dense, Encoding, Hidden, Sampled, TopK
-from stillhouse.payload_header import HEADER_BYTES, Header
+from stillhouse.payload_header import HEADER_BYTES, Header, Kind
 from stillhouse.payloads import DenseLogits, Payload, SampledCounts
 from tests.asked import every_position
 from tests.unit.codec.examples import EXAMPLES, payloads
@@ -79,6 +79,21 @@ def test_every_payload_survives_its_bytes_bit_by_bit(payload: Payload) -> None:
     least, most = header_of(payload).size_bounds()
     assert least <= len(data) <= most
     assert verify_payload(data) == header_of(payload)
+
+
+@settings(deadline=None)
+@given(payloads().filter(lambda payload: not isinstance(payload, SampledCounts)))
+def test_a_draft_that_is_filled_has_the_bytes_of_its_payload(payload: Payload) -> None:
+    draft = Draft.of(header_of(payload))
+    for field in dataclasses.fields(payload):
+        value = getattr(payload, field.name)
+        if isinstance(value, Tensor):
+            getattr(draft.payload, field.name).copy_(value)
+    assert draft.seal() == encode_payload(payload)
+
+
+def test_a_sealed_draft_can_be_read_only() -> None:
+    assert Draft.of(Header(Kind.DENSE, "float32", 1, 3)).seal().readonly
 
 
 def test_an_empty_tensor_that_came_from_an_array_has_bytes() -> None:
