@@ -14,7 +14,7 @@ from typing import Protocol
 
 from stillhouse.encodings import ValueType
 from stillhouse.errors import RequestTooLongError
-from stillhouse.payload_header import expected_headers
+from stillhouse.payload_header import Header, expected_headers
 from stillhouse.request import LogitsRequest, TeacherDescription
 
 
@@ -35,6 +35,15 @@ class EncodedAnswer:
         return sum(map(len, self.payloads))
 
 
+@dataclass(frozen=True, slots=True)
+class CheckedRequest:
+    """A request that whoever checked it answers, and what comes back: a header for each payload, and bytes in all."""
+
+    request: LogitsRequest
+    headers: tuple[Header, ...]
+    most_bytes: int
+
+
 class Answering(Protocol):
     """Whoever answers requests."""
 
@@ -42,14 +51,14 @@ class Answering(Protocol):
     def description(self) -> TeacherDescription:
         """What is served."""
 
-    def check(self, request: LogitsRequest) -> int:
-        """Check a request against what is served; return the most bytes that its payloads can have.
+    def check(self, request: LogitsRequest) -> CheckedRequest:
+        """Check a request against what is served.
 
         Raises:
             TeacherError: what it would be answered.
         """
 
-    def answering(self, request: LogitsRequest) -> AbstractAsyncContextManager[EncodedAnswer]:
+    def answering(self, asked: CheckedRequest) -> AbstractAsyncContextManager[EncodedAnswer]:
         """Answer a request; the answer is sent inside the context, and its bytes are not looked at after it."""
 
 
@@ -95,17 +104,18 @@ class Serving(Protocol):
         """
 
 
-def checked_size(request: LogitsRequest, description: TeacherDescription, max_answer_bytes: int) -> int:
-    """Check a request against a teacher; return the most bytes that its payloads can have.
+def check_request(request: LogitsRequest, description: TeacherDescription, max_answer_bytes: int) -> CheckedRequest:
+    """Check a request against a teacher.
 
     Raises:
         TeacherError: what it would be answered.
     """
     request.check(description)
-    size = sum(header.size_bounds()[1] for header in expected_headers(request, description))
+    headers = tuple(expected_headers(request, description))
+    size = sum(header.size_bounds()[1] for header in headers)
     if size > max_answer_bytes:
         raise RequestTooLongError(
             f"sequences: their answer would have {size} bytes, over this teacher's limit of {max_answer_bytes}; send "
             "several requests, or ask for a sparser encoding"
         )
-    return size
+    return CheckedRequest(request, headers, size)

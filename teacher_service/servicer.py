@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import cache
 from typing import Any, cast
 
 import grpc
@@ -42,7 +43,7 @@ class TeacherServicer:
 
     def __init__(self, serving: Serving, metrics: Metrics, max_message_bytes: int) -> None:
         self._serving = serving
-        self._metrics = metrics
+        self._response_bytes = cache(metrics.response_bytes.labels)
         self._max_message_bytes = max_message_bytes
         self._reader = RequestReader()
 
@@ -80,7 +81,7 @@ class TeacherServicer:
                 f"{description.fingerprint}: its weights or settings have changed; describe it anew"
             )
         async with self._serving.head_bytes.sending(_value_type(request)) as head:
-            self._metrics.response_bytes.labels("OutputHead").inc(head.num_bytes)
+            self._response_bytes("OutputHead").inc(head.num_bytes)
             async for offset, data in head.chunks():
                 yield pb.GetOutputHeadResponse(
                     offset=offset, total_bytes=head.num_bytes, data=data, fingerprint=description.fingerprint
@@ -113,14 +114,14 @@ class TeacherServicer:
     async def _answering(self, message: pb.LogitsRequest, max_bytes: int | None) -> AsyncIterator[EncodedAnswer]:
         teacher = self._serving.teacher
         request = await self._reader.read(message, teacher.description.limits)
-        size = teacher.check(request)
-        if max_bytes is not None and size > max_bytes:
+        asked = teacher.check(request)
+        if max_bytes is not None and asked.most_bytes > max_bytes:
             raise RequestTooLongError(
-                f"sequences: their answer would have {size} bytes, over the limit of one message of {max_bytes}; "
-                "ask with StreamLogits"
+                f"sequences: their answer would have {asked.most_bytes} bytes, over the limit of one message of "
+                f"{max_bytes}; ask with StreamLogits"
             )
-        async with teacher.answering(request) as answer:
-            self._metrics.response_bytes.labels(type(request.encoding).__name__).inc(answer.num_bytes)
+        async with teacher.answering(asked) as answer:
+            self._response_bytes(type(request.encoding).__name__).inc(answer.num_bytes)
             yield answer
 
 

@@ -14,11 +14,11 @@ from dataclasses import replace
 from functools import partial
 
 from stillhouse.encodings import Candidates, Dense, Hidden, Sampled, TopK
-from stillhouse.payload_header import Header, expected_headers
+from stillhouse.payload_header import Header
 from stillhouse.payloads import OutputHead
 from stillhouse.request import LogitsRequest, TeacherDescription
 from stillhouse.version import __version__
-from teacher_service.answering import EncodedAnswer, checked_size
+from teacher_service.answering import CheckedRequest, EncodedAnswer, check_request
 from teacher_service.backends import BackendDescription, TeacherBackend
 from teacher_service.batching import Batcher, Computed, Job
 from teacher_service.cache import AnswerCache
@@ -26,7 +26,7 @@ from teacher_service.capacity import Capacity, Place
 from teacher_service.computing import BatchComputer, answers_fingerprint
 from teacher_service.leading import Leader
 from teacher_service.metrics import Metrics
-from teacher_service.recall import Recall, cache_keys, look_up
+from teacher_service.recall import Recall, keys_of, look_up
 from teacher_service.request_notes import note_answer, note_request
 from teacher_service.settings import TeacherSettings
 from teacher_service.single_flight import SingleFlight, Ticket
@@ -69,17 +69,17 @@ class Teacher:
         """The head with which a caller rebuilds logits from HIDDEN; None where HIDDEN is not offered."""
         self.description = _describe(backend.describe(), self.output_head, settings)
 
-    def check(self, request: LogitsRequest) -> int:
-        """Check a request against this teacher; return the most bytes that its payloads can have.
+    def check(self, request: LogitsRequest) -> CheckedRequest:
+        """Check a request against this teacher.
 
         Raises:
             TeacherError: what it would be answered.
         """
-        return checked_size(request, self.description, self._max_answer_bytes)
+        return check_request(request, self.description, self._max_answer_bytes)
 
     @asynccontextmanager
-    async def answering(self, request: LogitsRequest, *, is_looked_up: bool = False) -> AsyncIterator[EncodedAnswer]:
-        """Answer a request: `async with teacher.answering(request) as answer`; send the answer inside.
+    async def answering(self, asked: CheckedRequest, *, is_looked_up: bool = False) -> AsyncIterator[EncodedAnswer]:
+        """Answer what `check` has let pass: `async with teacher.answering(asked) as answer`; send the answer inside.
 
         The bytes count as held until the context ends, so that slow readers bound what the service takes on. One that
         is looked up already comes from a front process, which counts the look-up and shows the request as its own.
@@ -88,11 +88,10 @@ class Teacher:
             OverloadedError: a bound is reached; it says when to come again.
             TeacherError: another of its kinds, when there is no answer.
         """
-        size = self.check(request)
-        note_request(request)
-        token_counts = [len(sequence.token_ids) for sequence in request.sequences]
-        with self._capacity.admitting(token_counts, answer_bytes=size, is_shown=not is_looked_up) as place:
-            answer = await self._answer(request, place, is_looked_up=is_looked_up)
+        note_request(asked.request)
+        token_counts = [len(sequence.token_ids) for sequence in asked.request.sequences]
+        with self._capacity.admitting(token_counts, answer_bytes=asked.most_bytes, is_shown=not is_looked_up) as place:
+            answer = await self._answer(asked, place, is_looked_up=is_looked_up)
             note_answer(
                 cache_hits=answer.cache_hits,
                 queue_seconds=answer.queue_seconds,
@@ -101,10 +100,9 @@ class Teacher:
             )
             yield answer
 
-    async def _answer(self, request: LogitsRequest, place: Place, *, is_looked_up: bool) -> EncodedAnswer:
-        headers = expected_headers(request, self.description)
-        keys = cache_keys(request, self.description)
-        expected = dict(zip(keys, headers, strict=True))
+    async def _answer(self, asked: CheckedRequest, place: Place, *, is_looked_up: bool) -> EncodedAnswer:
+        request, keys = asked.request, keys_of(asked.request, self.description)
+        expected = dict(zip(keys, asked.headers, strict=True))
         answers = {} if is_looked_up else await look_up(self._recall, self._metrics, request.cache_mode, expected)
         missing = {key: index for index, key in enumerate(keys) if key not in answers}
         answers |= await self._compute(request, missing, expected, place)

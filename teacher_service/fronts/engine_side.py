@@ -131,7 +131,7 @@ class EngineSide:
                 teacher = self._served().teacher
                 message = pb.LogitsRequest.FromString(bytes(frame.body))
                 request = await self._reader.read(message, teacher.description.limits)
-                async with teacher.answering(request, is_looked_up=True) as answer:
+                async with teacher.answering(teacher.check(request), is_looked_up=True) as answer:
                     await self._send_answer(frame.call, answer)
 
     async def _send_answer(self, call: int, answer: EncodedAnswer) -> None:

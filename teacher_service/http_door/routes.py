@@ -112,7 +112,7 @@ class Routes:
         asked = await self._read(await request.body())
         teacher = self._lifecycle.teacher
         logits_request, description = await asyncio.to_thread(asked.to_request), teacher.description
-        teacher.check(logits_request)
+        checked = teacher.check(logits_request)
         tokens = self._token_texts(description) if asked.include_tokens else None
         if form == JSON_TYPE:
             check_size(logits_request, description)
@@ -121,7 +121,7 @@ class Routes:
                 "include_tokens must be false: they stand in JSON alone; GET /v1/teacher lists them"
             )
         held: AsyncExitStack = request.scope[HELD]
-        answer = await held.enter_async_context(teacher.answering(logits_request))
+        answer = await held.enter_async_context(teacher.answering(checked))
         self._metrics.response_bytes.labels(type(logits_request.encoding).__name__).inc(answer.num_bytes)
         parts: Iterator[bytes] = (
             json_parts(logits_request, answer, tokens)

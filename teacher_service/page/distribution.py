@@ -85,7 +85,7 @@ async def _written(teacher: Teacher, ids: SequenceOf[int], temperature: float) -
 
 
 async def _ask(teacher: Teacher, request: LogitsRequest) -> Payload:
-    async with teacher.answering(request) as answer:
+    async with teacher.answering(teacher.check(request)) as answer:
         return decode_payload(answer.payloads[0])
 
 

@@ -55,7 +55,8 @@ async def test_every_answer_is_the_payload_to_the_bit(serve_teacher: ServeTeache
             # Alone as well: large answers, which go alone, are read from their bytes as they are.
             for (positions, named), sequences in [*product(POSITIONS, [SEQUENCES]), (POSITIONS[1], SEQUENCES[:1])]:
                 request, body = both(encoding, positions, named, sequences)
-                async with service.lifecycle.teacher.answering(request) as answer:
+                teacher = service.lifecycle.teacher
+                async with teacher.answering(teacher.check(request)) as answer:
                     payloads = [decode_payload(data) for data in answer.payloads]
                 table = (await stream(http, body)).read_all()
                 at = 0

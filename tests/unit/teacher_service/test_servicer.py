@@ -7,6 +7,7 @@ from typing import Any, cast
 import pytest
 
 from stillhouse.teacher.v1 import teacher_service_pb2 as pb
+from teacher_service.metrics import Metrics
 from teacher_service.servicer import SERVICE_NAME, TeacherServicer
 
 CONTRACT = pb.DESCRIPTOR.services_by_name["TeacherService"]
@@ -34,7 +35,7 @@ class Call:
 @pytest.mark.parametrize("method", list(CONTRACT.methods), ids=lambda method: method.name)
 def test_every_call_of_the_contract_has_a_handler_of_its_kind(method: Any) -> None:
     server = HandlersOnly()
-    servicer = TeacherServicer(cast("Any", None), cast("Any", None), 1)
+    servicer = TeacherServicer(cast("Any", None), Metrics(), 1)
     servicer.add_to(cast("Any", server))
     (handlers,) = server.handlers
     handler = handlers.service(Call(f"/{SERVICE_NAME}/{method.name}"))

@@ -17,7 +17,7 @@ from stillhouse.errors import EncodingNotOfferedError, OverloadedError, TeacherI
 from stillhouse.request import Limits, LogitsRequest, Sequence
 from stillhouse.tracing import span
 from teacher_service.admission import Admission
-from teacher_service.answering import EncodedAnswer
+from teacher_service.answering import CheckedRequest, EncodedAnswer
 from teacher_service.auth import Access, Token
 from teacher_service.fronts.arena import Arena, ArenaView
 from teacher_service.fronts.engine import Engine
@@ -41,8 +41,11 @@ class SaidTeacher:
         self.error: Exception | None = None
         self.waiting = self.asked = 0
 
+    def check(self, request: LogitsRequest) -> CheckedRequest:
+        return CheckedRequest(request, (), 0)
+
     @asynccontextmanager
-    async def answering(self, request: LogitsRequest, *, is_looked_up: bool) -> AsyncIterator[EncodedAnswer]:
+    async def answering(self, asked: CheckedRequest, *, is_looked_up: bool) -> AsyncIterator[EncodedAnswer]:
         assert is_looked_up
         self.asked += 1
         self.waiting += 1
@@ -50,7 +53,7 @@ class SaidTeacher:
             await self.gate.wait()
             if self.error is not None:
                 raise self.error
-            yield EncodedAnswer(tuple(map(payload_of, request.sequences)), "f" * 32, 1, 0.25, 0.5, 0.75)
+            yield EncodedAnswer(tuple(map(payload_of, asked.request.sequences)), "f" * 32, 1, 0.25, 0.5, 0.75)
         finally:
             self.waiting -= 1
 
