@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
+from functools import lru_cache
 
 from stillhouse.teacher.v1 import teacher_service_pb2 as pb
 
@@ -48,7 +49,7 @@ def write_answer(answer: RawAnswer) -> bytes:
     ).SerializeToString()
     parts: list[Buffer] = []
     for payload in answer.payloads:
-        parts += (_number(_PAYLOAD) + _number(len(payload)), payload)
+        parts += (_payload_head(len(payload)), payload)
     return b"".join([*parts, rest])
 
 
@@ -108,6 +109,11 @@ def _plain_chunk(data: bytes) -> Chunk | None:
     if field is None or field[1] != len(data):
         return None
     return Chunk(offset, memoryview(data)[field[0] :])
+
+
+@lru_cache(maxsize=64)  # the payloads of an answer mostly have one length
+def _payload_head(num_bytes: int) -> bytes:
+    return _number(_PAYLOAD) + _number(num_bytes)
 
 
 def _number(value: int) -> bytes:

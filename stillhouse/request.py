@@ -181,9 +181,8 @@ class LogitsRequest:
     def _check_limits(self, limits: Limits) -> None:
         _check_limit("sequences", len(self.sequences), limits.max_sequences, "sequences; send several requests")
         for index, sequence in enumerate(self.sequences):
-            _check_limit(
-                f"sequences[{index}].token_ids", len(sequence.token_ids), limits.max_sequence_tokens, "tokens; cut it"
-            )
+            if (length := len(sequence.token_ids)) > (limit := limits.max_sequence_tokens):
+                _check_limit(f"sequences[{index}].token_ids", length, limit, "tokens; cut it")
         _check_limit("sequences", self.num_tokens, limits.max_request_tokens, "tokens in all; send several requests")
         match self.encoding:
             case TopK(k=k):

@@ -81,6 +81,11 @@ class Span:
     def __init__(self, live: Any) -> None:
         self._live = live
 
+    @property
+    def is_recorded(self) -> bool:
+        """Whether anything that is noted of it is kept."""
+        return self._live is not None
+
     def note(self, **attributes: str | float) -> None:
         """Add what has become known."""
         if self._live is not None:

@@ -11,6 +11,7 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import cache
 
 from stillhouse.errors import OverloadedError, TeacherTimeoutError, TeacherUnavailableError
 from teacher_service.auth import Access, Caller
@@ -53,7 +54,8 @@ class Admission:
         """Let nobody in yet. `shows_callers` is off where others, who let the same requests in, show them."""
         self.access = access
         self._metrics = metrics
-        self._shows_callers = shows_callers
+        # As many as there are tokens.
+        self._shown_of = cache(metrics.caller_requests.labels) if shows_callers else None
         self._max_requests_per_token = max_requests_per_token
         self._max_seconds = max_seconds
         self._in_flight: Counter[str] = Counter()
@@ -89,8 +91,8 @@ class Admission:
             )
         self._in_flight[caller.name] += 1
         self._nobody.clear()
-        if self._shows_callers:
-            self._metrics.caller_requests.labels(caller.name).inc()
+        if self._shown_of is not None:
+            self._shown_of(caller.name).inc()
         return Place(self, caller)
 
     @asynccontextmanager
@@ -161,5 +163,5 @@ class Admission:
             del self._in_flight[caller.name]
         if not self._in_flight:
             self._nobody.set()
-        if self._shows_callers:
-            self._metrics.caller_requests.labels(caller.name).dec()
+        if self._shown_of is not None:
+            self._shown_of(caller.name).dec()

@@ -51,13 +51,13 @@ class _Room:
         self.shortest_pause_seconds = shortest_pause_seconds
         self.taken = 0
         self._shown = 0
-        self._gauge = gauge
+        # Asked when figures are read: what is taken changes dozens of times a request.
+        gauge.set_function(lambda: self._shown)
 
     def add(self, amount: int, *, is_shown: bool = True) -> None:
         self.taken += amount
         if is_shown:
             self._shown += amount
-            self._gauge.set(self._shown)
 
 
 class Capacity:

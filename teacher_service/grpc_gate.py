@@ -11,6 +11,7 @@ import inspect
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, nullcontext, suppress
+from functools import cache
 from typing import Any, TypeAlias, cast
 
 import grpc
@@ -32,7 +33,7 @@ from stillhouse.status import Status, status_of
 from teacher_service.admission import Admission
 from teacher_service.connections import close_connection
 from teacher_service.metrics import Metrics
-from teacher_service.request_notes import RequestNote, RequestNotes, note_caller
+from teacher_service.request_notes import RequestNotes, note_caller
 
 HEALTH_NAME = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 OPEN_METHODS = frozenset(f"/{HEALTH_NAME}/{name}" for name in ("Check", "List", "Watch"))
@@ -70,7 +71,11 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic to 
     ) -> None:
         self._admission = admission
         self._metrics = metrics
+        # Methods and codes are few, and to look their counters up takes longer than to count.
+        self._requests = cache(metrics.requests.labels)
+        self._request_duration = cache(metrics.request_duration.labels)
         self._notes = notes
+        self._handlers: dict[str, Handler] = {}
         self._send_stall_seconds = send_stall_seconds
         self.num_watchers = 0
         self._unread_questions: list[asyncio.Timeout] = []
@@ -84,28 +89,27 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic to 
     ) -> Handler:
         """Return the handler of a call, behind the gate; a method that does not exist is refused like any other."""
         method = handler_call_details.method
+        if method in self._handlers:
+            return self._handlers[method]
         # None where there is no such method; the stubs do not know that.
         handler: Handler | None = await continuation(handler_call_details)
         name = method.rpartition("/")[2]
-        if method in OPEN_METHODS and handler is not None:
-            entering = self._watching if method == _WATCH else nullcontext
-            return self._behind(handler, name, lambda _: entering(), self._hearing)
-        metadata = dict(handler_call_details.invocation_metadata or ())
-        authorization = _text(metadata.get("authorization"))
-
-        def admitted(context: Context) -> AbstractAsyncContextManager[None]:
-            return self._admitted(authorization, context)
-
         if handler is None:
             # Whoever has no token does not even learn what exists.
-            return self._behind(grpc.unary_unary_rpc_method_handler(cast("Any", _unknown)), "other", admitted)
-        return self._behind(handler, name, admitted)
+            return self._behind(grpc.unary_unary_rpc_method_handler(cast("Any", _unknown)), "other", self._admitted)
+        if method in OPEN_METHODS:
+            entering = self._watching if method == _WATCH else nullcontext
+            behind = self._behind(handler, name, lambda *_: entering(), self._hearing)
+        else:
+            behind = self._behind(handler, name, self._admitted)
+        self._handlers[method] = behind
+        return behind
 
     def _behind(
         self,
         handler: Handler,
         name: str,
-        entering: Callable[[Context], AbstractAsyncContextManager[None]],
+        entering: Callable[[Context, _Call], AbstractAsyncContextManager[None]],
         hearing: Callable[[], AbstractAsyncContextManager[int | None]] = nullcontext,
     ) -> Handler:
         """Return `handler` with everything that holds for every call around it, and `hearing` around its reading.
@@ -126,18 +130,18 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic to 
 
         async def answer_once(requests: AsyncIterator[bytes], context: Context) -> Any:
             answer = None
-            async with self._counted(name, context) as outcome, entering(context):
+            async with self._counted(name, context) as call, entering(context, call):
                 answer = write(await behaviour(await asked(requests), context))
                 self._expect_sent(context, len(answer))
-            await outcome.tell(context)
+            await call.tell(context)
             return answer
 
         async def answer_with_many(requests: AsyncIterator[bytes], context: Context) -> None:
-            async with self._counted(name, context) as outcome, entering(context):
+            async with self._counted(name, context) as call, entering(context, call):
                 answering = behaviour(await asked(requests), context)
                 sends_itself = not inspect.isasyncgen(answering)
                 await (answering if sends_itself else self._send_all(context, answering))
-            await outcome.tell(context)
+            await call.tell(context)
 
         if handler.response_streaming:
             # What it sends itself passes by here, so that gRPC has to write it.
@@ -145,8 +149,8 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic to 
         return grpc.stream_unary_rpc_method_handler(cast("Any", answer_once), None, None)
 
     @asynccontextmanager
-    async def _admitted(self, authorization: str | None, context: Context) -> AsyncIterator[None]:
-        place = self._admission.enter(authorization)
+    async def _admitted(self, context: Context, call: _Call) -> AsyncIterator[None]:
+        place = self._admission.enter(call.authorization)
         # Not at the end of the block: until its last byte has gone, an answer is in flight.
         context.add_done_callback(cast("Any", lambda _: place.leave()))
         async with self._admission.bounded():
@@ -217,44 +221,39 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic to 
         logger.warning("answer_not_read", closed=close_connection(context.peer(), self.port))
 
     @asynccontextmanager
-    async def _counted(self, method: str, context: Context) -> AsyncIterator[_Outcome]:
-        """Count a call and note it; whatever it raises becomes the outcome's status."""
+    async def _counted(self, method: str, context: Context) -> AsyncIterator[_Call]:
+        """Count a call and note it; whatever it raises becomes its status."""
         metadata = {key: _text(value) or "" for key, value in context.invocation_metadata() or ()}
         given = metadata.get(REQUEST_ID_HEADER)
         with self._notes.taking(method, given, metadata, is_shown=method not in _HEALTH_NAMES) as note:
             context.set_trailing_metadata(((REQUEST_ID_HEADER, note.request_id),))
-            async with self._told_of(method, context, note) as outcome:
-                yield outcome
-
-    @asynccontextmanager
-    async def _told_of(self, method: str, context: Context, note: RequestNote) -> AsyncIterator[_Outcome]:
-        started = time.monotonic()
-        outcome = _Outcome(note.request_id)
-        code = grpc.StatusCode.OK
-        try:
-            yield outcome
-        except asyncio.CancelledError:
-            code = grpc.StatusCode.CANCELLED
-            raise
-        except grpc.aio.AbortError:
-            # Its own words have been said: health and reflection know no errors of ours.
-            code = context.code()
-            raise
-        except Exception as error:
-            if isinstance(error, UnauthenticatedError | PermissionDeniedError):
-                self._metrics.refused.labels(type(error).__name__).inc()
-            elif not isinstance(error, TeacherError):
-                logger.exception("call_failed", method=method)
-            outcome.status = status_of(error)
-            code = outcome.status.code
-        finally:
-            note.code = code.name
-            self._metrics.requests.labels(method, code.name).inc()
-            self._metrics.request_duration.labels(method).observe(time.monotonic() - started)
+            started = time.monotonic()
+            call = _Call(note.request_id, metadata.get("authorization"))
+            code = grpc.StatusCode.OK
+            try:
+                yield call
+            except asyncio.CancelledError:
+                code = grpc.StatusCode.CANCELLED
+                raise
+            except grpc.aio.AbortError:
+                # Its own words have been said: health and reflection know no errors of ours.
+                code = context.code()
+                raise
+            except Exception as error:
+                if isinstance(error, UnauthenticatedError | PermissionDeniedError):
+                    self._metrics.refused.labels(type(error).__name__).inc()
+                elif not isinstance(error, TeacherError):
+                    logger.exception("call_failed", method=method)
+                call.status = status_of(error)
+                code = call.status.code
+            finally:
+                note.code = code.name
+                self._requests(method, code.name).inc()
+                self._request_duration(method).observe(time.monotonic() - started)
 
 
-class _Outcome:
-    """How a call has failed, told apart from where it did.
+class _Call:
+    """Who makes a call, and how it has failed, told apart from where it did.
 
     gRPC ends a call by an exception that it keeps beside the call, so that both live until Python looks for cycles,
     with all that the exception's frames hold: from where a call fails, that would be its message.
@@ -262,8 +261,9 @@ class _Outcome:
 
     status: Status | None = None
 
-    def __init__(self, request_id: str) -> None:
+    def __init__(self, request_id: str, authorization: str | None) -> None:
         self._request_id = request_id
+        self.authorization = authorization
 
     async def tell(self, context: Context) -> None:
         """End the call with its status."""

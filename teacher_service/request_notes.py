@@ -98,7 +98,7 @@ class RequestNotes:
                     yield note
                 finally:
                     note.seconds = time.monotonic() - started
-                    if live is not None:
+                    if live is not None and live.is_recorded:
                         live.note(**note.as_event(), caller=note.caller)
                     self._end(note, is_shown=is_shown)
         finally:

@@ -35,7 +35,9 @@ class Ticket(Generic[V]):
 
     async def wait(self) -> V:
         """Wait for the result; to be cancelled here cancels nobody else."""
-        return await asyncio.shield(self._flight.result)
+        result = self._flight.result
+        # Those of one batch are there together: only the first of them is waited for.
+        return result.result() if result.done() else await asyncio.shield(result)
 
     def leave(self) -> None:
         """Give the share back."""
