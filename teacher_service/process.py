@@ -22,6 +22,7 @@ from stillhouse.tracing import configure_tracing
 from teacher_service.backends.opening import follow, is_follower
 from teacher_service.embedded_redis import EmbeddedRedis
 from teacher_service.freed_memory import keep_freed_memory
+from teacher_service.garbage import look_for_garbage_seldom
 from teacher_service.service import TeacherService
 from teacher_service.settings import TeacherSettings
 
@@ -58,6 +59,7 @@ def _run(settings: TeacherSettings) -> int:
     if settings.ready_file is not None and settings.ready_file.is_dir():
         raise ConfigurationError(f"ready_file: {settings.ready_file} is a folder; name a file, which is written there")
     keep_freed_memory()
+    look_for_garbage_seldom()
     _allow_open_files(2 * settings.max_connections + _OTHER_OPEN_FILES)
     executor = ThreadPoolExecutor(1, thread_name_prefix="model")
     try:

@@ -33,6 +33,7 @@ from teacher_service.fronts.frames import Frame, FrameError, Kind
 from teacher_service.fronts.front_teacher import FrontTeacher
 from teacher_service.fronts.link import Link
 from teacher_service.fronts.samples import tell_samples
+from teacher_service.garbage import look_for_garbage_seldom
 from teacher_service.grpc_door import GrpcDoor
 from teacher_service.life import Life
 from teacher_service.metrics import Metrics
@@ -59,6 +60,7 @@ def run(connection: int, memory: int) -> None:
     # Beside the end of the socket: a front that hangs would not see that.
     die_with_parent(signal.SIGKILL)
     keep_freed_memory()
+    look_for_garbage_seldom()
     asyncio.run(_serve(socket.socket(fileno=connection), ArenaView(memory)))
 
 
