@@ -19,7 +19,7 @@ from stillhouse.answer_messages import RawAnswer, read_answer, read_stream_messa
 from stillhouse.client_base import ClientBase
 from stillhouse.cutting import Part, join_answers
 from stillhouse.encodings import Encoding, ValueType
-from stillhouse.errors import ConfigurationError, TeacherTimeoutError
+from stillhouse.errors import ConfigurationError, StillhouseError, TeacherTimeoutError
 from stillhouse.exchange import COMPUTE_LOGITS, STREAM_LOGITS, StreamReader, checked_message, decode_answer
 from stillhouse.messages import request_to_proto
 from stillhouse.payloads import OutputHead, Payload
@@ -48,6 +48,9 @@ class AsyncTeacherClient(ClientBase):
 
     async def describe(self, *, include_tokens: bool = False) -> TeacherDescription:
         """Return what is served; asked once, and with `include_tokens` once more."""
+        known = self._descriptions.get(include_tokens)
+        if known is not None:
+            return known
         async with self._held(self._describing):
             known = self._descriptions.get(include_tokens)
             if known is not None:
@@ -205,4 +208,14 @@ class AsyncTeacherClient(ClientBase):
 
         # One id for all attempts: the teacher's log then shows them together.
         with request_id() as name, naming_errors(name), span("teacher call", request_id=name):
-            return await tenacity.AsyncRetrying(**self._new_retries().options())(once)
+            try:
+                return await once()
+            except StillhouseError as error:
+                first = error
+            retries = self._new_retries(deadline - time.monotonic())
+            resumed = retries.resuming(first, once)
+
+            async def again() -> _R:
+                return await resumed()
+
+            return await tenacity.AsyncRetrying(**retries.options())(again)

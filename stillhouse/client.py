@@ -22,7 +22,7 @@ from stillhouse.async_client import AsyncTeacherClient
 from stillhouse.client_base import ClientBase
 from stillhouse.cutting import Part, join_answers
 from stillhouse.encodings import ValueType
-from stillhouse.errors import TeacherTimeoutError
+from stillhouse.errors import StillhouseError, TeacherTimeoutError
 from stillhouse.exchange import COMPUTE_LOGITS, STREAM_LOGITS, StreamReader, checked_message, decode_answer
 from stillhouse.messages import request_to_proto
 from stillhouse.payloads import OutputHead
@@ -65,6 +65,9 @@ class TeacherClient(ClientBase, TeacherLogitsProvider):
 
     def describe(self, *, include_tokens: bool = False) -> TeacherDescription:
         """Return what is served; asked once, and with `include_tokens` once more."""
+        known = self._descriptions.get(include_tokens)
+        if known is not None:
+            return known
         with self._held(self._describing):
             known = self._descriptions.get(include_tokens)
             if known is not None:
@@ -160,4 +163,9 @@ class TeacherClient(ClientBase, TeacherLogitsProvider):
 
         # One id for all attempts: the teacher's log then shows them together.
         with request_id() as name, naming_errors(name), span("teacher call", request_id=name):
-            return tenacity.Retrying(**self._new_retries().options())(once)
+            try:
+                return once()
+            except StillhouseError as error:
+                first = error
+            retries = self._new_retries(deadline - time.monotonic())
+            return tenacity.Retrying(**retries.options())(retries.resuming(first, once))

@@ -131,11 +131,11 @@ class ClientBase(ABC):
     def _still_asked(self) -> str:
         return f"teacher {self.address}: what others wait for too did not come within {self._timeout_seconds:g} s"
 
-    def _new_retries(self) -> Retries:
+    def _new_retries(self, seconds_left: float) -> Retries:
         return Retries(
             self.address,
             max_attempts=self._max_attempts,
-            timeout_seconds=self._timeout_seconds,
+            timeout_seconds=seconds_left,
             on_retry=lambda error: self._retries.update([type(error).__name__]),
         )
 

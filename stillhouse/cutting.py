@@ -30,6 +30,8 @@ of the time of a stream; from 8 MB on a stream is the quicker one, which also se
 # Field tags, lengths, fingerprint and temperature, beside the ids that a request holds.
 _MESSAGE_OVERHEAD_BYTES = 4096
 _SEQUENCE_OVERHEAD_BYTES = 64
+# Protobuf takes seven bits to a byte, and all of ours have 32.
+_MOST_NUMBER_BYTES = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +99,8 @@ def cut(
         )
     message_bytes = min(max_message_bytes, limits.max_message_bytes)
     room = message_bytes - _common_bytes(request, teacher)
+    if _is_small(request, teacher, total, room):
+        return [Part(request, tuple(headers), tuple(range(len(headers))), message_bytes)]
     pieces = [
         piece
         for index, (sequence, header) in enumerate(zip(request.sequences, headers, strict=True))
@@ -111,6 +115,20 @@ def cut(
         )
         for group in _groups(pieces, teacher, room)
     ]
+
+
+def _is_small(request: LogitsRequest, teacher: TeacherDescription, answer_bytes: int, room: int) -> bool:
+    """Return whether a request fits as it is, counted on the safe side: most do, and need no look at each sequence."""
+    limits, count = teacher.limits, len(request.sequences)
+    numbers = request.num_tokens * 2 + request.num_positions
+    if isinstance(request.encoding, Candidates):
+        numbers += sum(sequence.num_positions * sequence.num_candidates for sequence in request.sequences)
+    return (
+        0 < count <= limits.max_sequences
+        and request.num_tokens <= limits.max_request_tokens
+        and answer_bytes <= MAX_PART_BYTES
+        and numbers * _MOST_NUMBER_BYTES + count * _SEQUENCE_OVERHEAD_BYTES <= room
+    )
 
 
 def _pieces(index: int, sequence: Sequence, header: Header, teacher: TeacherDescription, room: int) -> Iterator[_Piece]:
@@ -168,6 +186,8 @@ def _varint_bytes(limit: int) -> int:
 
 def join_answers(parts: SequenceOf[Part], answers: SequenceOf[Answer], fingerprint: str) -> Answer:
     """Return the answer to a whole request from those to its parts, asked one after the other."""
+    if len(parts) == 1 and parts[0].owners[-1] == len(parts[0].owners) - 1:
+        return answers[0]
     owned = (
         pair
         for part, answer in zip(parts, answers, strict=True)

@@ -12,7 +12,7 @@ import torch
 
 from stillhouse.answer_messages import Chunk, RawAnswer
 from stillhouse.chunks import Joiner
-from stillhouse.codec import decode_payloads, header_of
+from stillhouse.codec import decode_with_headers
 from stillhouse.cutting import Part
 from stillhouse.encodings import Candidates
 from stillhouse.errors import CodecError, FingerprintMismatchError, StreamError, TeacherInternalError
@@ -123,13 +123,14 @@ def decode_answer(part: Part, raw: RawAnswer) -> Answer:
     check_fingerprint(raw.fingerprint, part.request.expected_fingerprint)
     if len(raw.payloads) != len(part.headers):
         raise TeacherInternalError(f"{len(part.headers)} payloads were asked for; {len(raw.payloads)} came")
-    payloads = decode_payloads(raw.payloads)
-    for index, (payload, expected) in enumerate(zip(payloads, part.headers, strict=True)):
-        if header_of(payload) != expected:
-            raise TeacherInternalError(
-                f"the payload of sequences[{index}] is {header_of(payload)}, where {expected} was asked for"
-            )
+    payloads = []
+    for index, ((header, payload), expected) in enumerate(
+        zip(decode_with_headers(raw.payloads), part.headers, strict=True)
+    ):
+        if header != expected:
+            raise TeacherInternalError(f"the payload of sequences[{index}] is {header}, where {expected} was asked for")
         _check_candidates(index, payload, part.request)
+        payloads.append(payload)
     timing = raw.timing
     return Answer(
         payloads=tuple(payloads),

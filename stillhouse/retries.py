@@ -11,7 +11,8 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable
-from typing import Any
+from itertools import count
+from typing import Any, TypeVar
 
 import tenacity
 
@@ -29,6 +30,8 @@ MAX_DAMAGED_ANSWERS = 3
 
 _logger = logging.getLogger("stillhouse.client")
 
+_R = TypeVar("_R")
+
 # Doubles from attempt to attempt; drawn at random below that, so that many workers do not come back at once.
 _backoff = tenacity.wait_random_exponential(multiplier=FIRST_WAIT_SECONDS, max=LONGEST_WAIT_SECONDS)
 
@@ -45,6 +48,21 @@ class Retries:
         self._timeout_seconds = timeout_seconds
         self._on_retry = on_retry
         self._damaged = 0
+
+    @staticmethod
+    def resuming(error: BaseException, again: Callable[[], _R]) -> Callable[[], _R]:
+        """Return what fails as a first attempt has that was made before, and from then on does `again`.
+
+        So that a call that succeeds at once, as nearly all do, is spared what a retrying costs.
+        """
+        attempts = count()
+
+        def attempt() -> _R:
+            if next(attempts) == 0:
+                raise error
+            return again()
+
+        return attempt
 
     def options(self) -> dict[str, Any]:
         """Return the arguments of a `tenacity` retrying, sync or asyncio."""
