@@ -27,6 +27,7 @@ from teacher_service.backends import BackendDescription, TeacherBackend
 from teacher_service.backends.base import HiddenRows
 from teacher_service.embedded_redis import EmbeddedRedis
 from teacher_service.freed_memory import keep_freed_memory
+from teacher_service.garbage import look_for_garbage_seldom
 from teacher_service.service import TeacherService
 from teacher_service.settings import TeacherSettings
 
@@ -51,15 +52,13 @@ class TableBackend(TeacherBackend):
 
     def forward(self, sequences: SequenceOf[Sequence]) -> HiddenRows:
         """Return the hidden states of the positions asked for."""
-        rows = []
-        for sequence in sequences:
-            ids = [sequence.token_ids[index] % table.ROWS for index in sequence.position_indices()]
-            rows.append(self._hidden[ids])
-        return HiddenRows(tuple(rows), padding_tokens=0)
+        ids = [one.token_ids[index] % table.ROWS for one in sequences for index in one.position_indices()]
+        rows = self._hidden.index_select(0, torch.tensor(ids))
+        return HiddenRows(torch.split(rows, [one.num_positions for one in sequences]), padding_tokens=0)
 
     def head(self, hidden_rows: Tensor) -> Tensor:
         """Return the rows that the first column names."""
-        return self._logits[hidden_rows[:, 0].long()]
+        return self._logits.index_select(0, hidden_rows[:, 0].long())
 
     def output_head(self) -> OutputHead:
         """Return the true one: who rebuilds has the table."""
@@ -69,7 +68,9 @@ class TableBackend(TeacherBackend):
 def serve() -> None:
     """Serve until killed."""
     configure_logging("error", "json")
-    keep_freed_memory()  # as the service's own process does
+    # As the service's own process does.
+    keep_freed_memory()
+    look_for_garbage_seldom()
     # The clients have the other core: two threads that wait for each other at every look-up would wait for them.
     torch.set_num_threads(1)
     with EmbeddedRedis(_CACHE_BYTES) as redis:
