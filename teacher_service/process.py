@@ -19,6 +19,7 @@ import structlog
 from stillhouse.errors import ConfigurationError, StillhouseError
 from stillhouse.logs import configure_logging
 from stillhouse.tracing import configure_tracing
+from teacher_service import event_loop
 from teacher_service.backends.opening import follow, is_follower
 from teacher_service.embedded_redis import EmbeddedRedis
 from teacher_service.freed_memory import keep_freed_memory
@@ -64,7 +65,7 @@ def _run(settings: TeacherSettings) -> int:
     executor = ThreadPoolExecutor(1, thread_name_prefix="model")
     try:
         with _redis_url(settings) as redis_url:
-            asyncio.run(_serve(settings, executor, redis_url))
+            event_loop.run(_serve(settings, executor, redis_url))
     except StillhouseError as error:
         if _is_idle(executor):
             raise

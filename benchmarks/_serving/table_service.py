@@ -23,6 +23,7 @@ from stillhouse.encodings import Dense
 from stillhouse.logs import configure_logging
 from stillhouse.payloads import DenseLogits, OutputHead
 from stillhouse.request import LogitsRequest, Sequence
+from teacher_service import event_loop
 from teacher_service.backends import BackendDescription, TeacherBackend
 from teacher_service.backends.base import HiddenRows
 from teacher_service.embedded_redis import EmbeddedRedis
@@ -74,7 +75,7 @@ def serve() -> None:
     # The clients have the other core: two threads that wait for each other at every look-up would wait for them.
     torch.set_num_threads(1)
     with EmbeddedRedis(_CACHE_BYTES) as redis:
-        asyncio.run(_serve(redis.url))
+        event_loop.run(_serve(redis.url))
 
 
 async def _serve(redis_url: str) -> None:

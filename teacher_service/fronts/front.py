@@ -22,6 +22,7 @@ from stillhouse.messages import description_from_proto
 from stillhouse.processes import die_with_parent
 from stillhouse.teacher.v1 import teacher_service_pb2 as pb
 from stillhouse.tracing import configure_tracing
+from teacher_service import event_loop
 from teacher_service.addresses import address_of
 from teacher_service.admission import Admission
 from teacher_service.auth import Access
@@ -61,7 +62,7 @@ def run(connection: int, memory: int) -> None:
     die_with_parent(signal.SIGKILL)
     keep_freed_memory()
     look_for_garbage_seldom()
-    asyncio.run(_serve(socket.socket(fileno=connection), ArenaView(memory)))
+    event_loop.run(_serve(socket.socket(fileno=connection), ArenaView(memory)))
 
 
 async def _serve(connection: socket.socket, memory: ArenaView) -> None:
