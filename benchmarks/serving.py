@@ -3,8 +3,9 @@
 Dense float32 answers of V = 49,152 out of a table, so that the service alone is measured, in two settings: 16 sequences
 with one position each (3.1 MB an answer), 8 clients, in MB/s; and the smallest answers, 32 clients, in requests/s. Each
 server and each load client has a process of its own, they take turns, and every answer is compared with the table, bit
-for bit. The peers run where `make bench-peers` has installed them; beside them, as limits, gRPC with ready bytes and a
-bare TCP stream. Then what Stillhouse serves out of its cache in other encodings, in positions a second.
+for bit. Beside the rates stands what an answer takes of the processor, on both sides. The peers run where `make
+bench-peers` has installed them; beside them, as limits, gRPC with ready bytes and a bare TCP stream. Then what Stillhouse
+serves out of its cache in other encodings, in positions a second.
 """
 
 from __future__ import annotations
@@ -12,11 +13,12 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Iterator
+from collections.abc import Sequence as SequenceOf
 from contextlib import contextmanager
 
 from benchmarks._measure import one_thread
 from benchmarks._result import Result, Value
-from benchmarks._serving.contestants import Contest, Contestant, contest
+from benchmarks._serving.contestants import Contest, Contestant, Turn, contest
 from benchmarks._serving.positions import ENCODINGS, Positions
 from benchmarks.peers.table import SETTINGS, VOCABULARY
 
@@ -41,6 +43,9 @@ PEERS = (
 )
 REQUESTS = {"large": 48, "small": 800}
 
+Rates = dict[str, dict[str, list[float]]]
+"""By setting, for each contestant the answers a second in each round."""
+
 
 def measure(quick: bool) -> Result:
     """Measure both settings and the encodings; the figures are medians of the rounds' ratios."""
@@ -49,16 +54,21 @@ def measure(quick: bool) -> Result:
     rows: list[dict[str, Value]] = []
     with contest() as running:
         turns = _Turns(running, [*OWN, *peers, *BOUNDS])
-        # By setting, for each contestant the answers a second in each round.
-        rates = {name: turns.rates(name, rounds, count // 16 if quick else count) for name, count in REQUESTS.items()}
-        for name, by_contestant in rates.items():
+        rates: Rates = {}
+        for name, full in REQUESTS.items():
+            count = full // 16 if quick else full
             scale = SETTINGS[name].sequences * VOCABULARY * 4 / 1e6 if name == "large" else 1.0
-            rows += [_row(f"{name}, {_unit(name)}", one, of, scale) for one, of in by_contestant.items()]
+            rates[name] = {}
+            for one, of in turns.take(name, rounds, count).items():
+                rates[name][one] = [count / turn.seconds for turn in of]
+                row = _row(f"{name}, {_unit(name)}", one, rates[name][one], scale)
+                rows.append(row | {"server_ms": _ms([turn.server_seconds for turn in of], count)})
+                rows[-1]["client_ms"] = _ms([turn.client_seconds for turn in of], count)
         address = running.addresses[OURS]["cache"]
         positions = _positions(address, rounds, quick=quick)
     rows += [_row("out of the cache, positions/s", name, of, 1.0) for name, of in positions.items()]
     rows += [{"setting": "failed", "contestant": name, "why": why} for name, why in turns.failed.items()]
-    figures = _over_peers(rates, [peer for peer in peers if peer.name not in turns.failed])
+    figures = _over_peers(rates, peers, rounds)
     for name, encoding in (("topk64", "top_k:64"), ("sampled50", "sampled:50")):
         figures[f"{name}_tokens_s_over_dense"] = _ratio(positions[encoding], positions["dense:f32"])
     return Result("serving", rounds, rows, figures)
@@ -67,7 +77,7 @@ def measure(quick: bool) -> Result:
 class _Turns:
     """Contestants that take turns. A peer that fails is left out from then on; that one of ours does is an error.
 
-    What was measured of it before stands in the table, and in no figure.
+    What was measured of it before stands in the table, and in the figures of those settings that it did to the end.
     """
 
     def __init__(self, running: Contest, contestants: list[Contestant]) -> None:
@@ -78,20 +88,20 @@ class _Turns:
             with self._bearing_with(contestant):
                 running.start_server(contestant)
 
-    def rates(self, setting: str, rounds: int, count: int) -> dict[str, list[float]]:
-        """Return by contestant its answers a second in each round."""
+    def take(self, setting: str, rounds: int, count: int) -> dict[str, list[Turn]]:
+        """Return by contestant its turn in each round."""
         clients = {}
         for contestant in self._going():
             with self._bearing_with(contestant):
                 clients[contestant.name] = self._running.start_client(contestant, setting)
-        rates: dict[str, list[float]] = {name: [] for name in clients}
+        turns: dict[str, list[Turn]] = {name: [] for name in clients}
         for number in range(rounds + 1):
             for contestant in self._going():
                 with self._bearing_with(contestant):
-                    seconds = clients[contestant.name].go(count)
+                    turn = clients[contestant.name].go(count)
                     if number:  # the first warms up
-                        rates[contestant.name].append(count / seconds)
-        return {name: of for name, of in rates.items() if of}
+                        turns[contestant.name].append(turn)
+        return {name: of for name, of in turns.items() if of}
 
     def _going(self) -> list[Contestant]:
         return [one for one in self._contestants if one.name not in self.failed]
@@ -125,20 +135,19 @@ def _positions(address: str, rounds: int, *, quick: bool) -> dict[str, list[floa
     return rates
 
 
-def _over_peers(rates: dict[str, dict[str, list[float]]], peers: list[Contestant]) -> dict[str, float]:
-    """Return ours over the best of the peers, where there are any."""
-    ours = OWN[0].name
-
-    def over(setting: str, among: list[Contestant]) -> float:
-        return min(_ratio(rates[setting][ours], rates[setting][peer.name]) for peer in among)
-
-    over_grpc = [peer for peer in peers if peer.over_grpc]
+def _over_peers(rates: Rates, peers: SequenceOf[Contestant], rounds: int) -> dict[str, float]:
+    """Return ours over the best of those peers that did a setting to the end, where there are any."""
+    grpc_peers = [peer for peer in peers if peer.over_grpc]
     figures = {}
-    if over_grpc:
-        figures["dense_mb_s_over_best_grpc_peer"] = over("large", over_grpc)
-    if peers:
-        figures["dense_mb_s_over_best_peer"] = over("large", peers)
-        figures["rps_over_best_peer"] = over("small", peers)
+    for figure, setting, among in (
+        ("dense_mb_s_over_best_grpc_peer", "large", grpc_peers),
+        ("dense_mb_s_over_best_peer", "large", peers),
+        ("rps_over_best_peer", "small", peers),
+    ):
+        theirs = [rates[setting].get(peer.name, []) for peer in among]
+        ratios = [_ratio(rates[setting][OWN[0].name], of) for of in theirs if len(of) == rounds]
+        if ratios:
+            figures[figure] = min(ratios)
     return figures
 
 
@@ -148,6 +157,10 @@ def _ratio(ours: list[float], theirs: list[float]) -> float:
 
 def _unit(setting: str) -> str:
     return "MB/s" if setting == "large" else "requests/s"
+
+
+def _ms(seconds: list[float], count: int) -> float:
+    return round(statistics.median(seconds) / count * 1e3, 3)
 
 
 def _row(setting: str, contestant: str, rates: list[float], scale: float) -> dict[str, Value]:

@@ -46,10 +46,11 @@ _MAX_WATCHERS = 64
 HEALTH_MESSAGE_BYTES = 4096
 """The most that a question about health has; where nothing else is answered, gRPC itself sees to it."""
 
-# Where it does not, it takes any message up to the largest of all, from callers without a token too: with more of them
-# under way at once, the oldest is given up.
+# Where it does not, it takes any message up to the largest of all, from callers without a token too: who finds so many
+# under way at once waits a moment, as honest ones are read within milliseconds, and then the oldest is given up.
 _MAX_UNREAD_QUESTIONS = 4
 _QUESTION_SECONDS = 10.0
+_TURN_SECONDS = 0.1
 
 # Slower than this a caller does not take an answer in one message; larger ones are streamed.
 _SLOWEST_BYTES_PER_SECOND = 2**18
@@ -79,6 +80,7 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic to 
         self._send_stall_seconds = send_stall_seconds
         self.num_watchers = 0
         self._unread_questions: list[asyncio.Timeout] = []
+        self._places_to_be_heard = asyncio.Semaphore(_MAX_UNREAD_QUESTIONS)
         self.port = 0
         """Where the server listens, once it does."""
 
@@ -162,20 +164,31 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic to 
     @asynccontextmanager
     async def _hearing(self) -> AsyncIterator[int]:
         """Bound the reading of a question about health: those who take long make room for those who come."""
-        if len(self._unread_questions) >= _MAX_UNREAD_QUESTIONS:
-            self._unread_questions.pop(0).reschedule(asyncio.get_running_loop().time())
         try:
             async with asyncio.timeout(_QUESTION_SECONDS) as bound:
-                self._unread_questions.append(bound)
-                yield HEALTH_MESSAGE_BYTES
+                await self._wait_to_be_heard()
+                try:
+                    self._unread_questions.append(bound)
+                    yield HEALTH_MESSAGE_BYTES
+                finally:
+                    self._places_to_be_heard.release()
+                    with suppress(ValueError):
+                        self._unread_questions.remove(bound)
         except TimeoutError as error:
             if not bound.expired():
                 raise
             self._metrics.shed.labels("not_heard").inc()
             raise TeacherTimeoutError("the question did not come in time; a health check has a few bytes") from error
-        finally:
-            with suppress(ValueError):
-                self._unread_questions.remove(bound)
+
+    async def _wait_to_be_heard(self) -> None:
+        """Take a place; every turn that brings none frees one, until the bound around it."""
+        while True:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_TURN_SECONDS):
+                    await self._places_to_be_heard.acquire()
+                    return
+            if self._unread_questions:
+                self._unread_questions.pop(0).reschedule(asyncio.get_running_loop().time())
 
     @asynccontextmanager
     async def _watching(self) -> AsyncIterator[None]:

@@ -20,6 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+import psutil
+
 from benchmarks.peers.loading import PATIENCE_SECONDS
 from stillhouse.processes import die_with_parent
 
@@ -44,25 +46,36 @@ class Contestant:
         return Path(sys.executable) if self.environment is None else _ENVIRONMENTS / self.environment / "bin" / "python"
 
 
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What a turn took, in seconds: its own, and of the processor for the server and for the load client."""
+
+    seconds: float
+    server_seconds: float
+    client_seconds: float
+
+
 @dataclass(slots=True)
 class Contest:
     """The servers that run, and the clients of each setting."""
 
     folder: Path
     addresses: dict[str, dict[str, str]] = field(default_factory=dict)
+    _servers: dict[str, _Process] = field(default_factory=dict)
     _processes: list[_Process] = field(default_factory=list)
 
     def start_server(self, contestant: Contestant) -> None:
         """Start the server of a contestant, unless it runs."""
-        if contestant.module not in self.addresses:
-            self.addresses[contestant.module] = self._start(contestant, "serve").line(PATIENCE_SECONDS)
+        if contestant.module not in self._servers:
+            server = self._servers[contestant.module] = self._start(contestant, "serve")
+            self.addresses[contestant.module] = server.line(PATIENCE_SECONDS)
 
-    def start_client(self, contestant: Contestant, setting: str) -> _Process:
+    def start_client(self, contestant: Contestant, setting: str) -> Client:
         """Start a load client, and wait until it has had a right answer."""
         addresses = json.dumps(self.addresses[contestant.module])
         client = self._start(contestant, "load", addresses, setting, contestant.door)
         client.line(PATIENCE_SECONDS)
-        return client
+        return Client(client, self._servers[contestant.module])
 
     def close(self) -> None:
         """End all of them."""
@@ -74,6 +87,20 @@ class Contest:
         process = _Process([str(contestant.python), "-m", contestant.module, *arguments], log)
         self._processes.append(process)
         return process
+
+
+@dataclass(frozen=True, slots=True)
+class Client:
+    """A load client, and the server that it asks."""
+
+    _process: _Process
+    _server: _Process
+
+    def go(self, count: int) -> Turn:
+        """Ask so often."""
+        server, client = self._server.processor_seconds(), self._process.processor_seconds()
+        seconds = self._process.go(count)
+        return Turn(seconds, self._server.processor_seconds() - server, self._process.processor_seconds() - client)
 
 
 class _Process:
@@ -98,6 +125,17 @@ class _Process:
         stdin.write(f"go {count}\n")
         stdin.flush()
         return float(self.line(_TURN_SECONDS)["seconds"])
+
+    def processor_seconds(self) -> float:
+        """Return what it and its children have had of the processor; 0 where it has gone."""
+        total = 0.0
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process = psutil.Process(self._popen.pid)
+            for one in (process, *process.children(recursive=True)):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    times = one.cpu_times()
+                    total += times.user + times.system
+        return total
 
     def line(self, seconds: float) -> dict[str, Any]:
         """Return what the process says next."""

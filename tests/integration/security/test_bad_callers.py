@@ -178,6 +178,14 @@ async def test_questions_about_health_that_do_not_come_make_room_for_those_that_
             call.cancel()
 
 
+async def test_a_burst_of_questions_about_health_is_answered(serve_teacher: ServeTeacher) -> None:
+    async with serve_teacher(tokens=FIRST) as service, raw(service) as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+        answers = await asyncio.gather(*(stub.Check(health_pb2.HealthCheckRequest()) for _ in range(500)))
+        assert {answer.status for answer in answers} == {health_pb2.HealthCheckResponse.SERVING}
+        assert not value(service, "teacher_shed_total", reason="not_heard")
+
+
 @pytest.mark.parametrize("field", ["sequences", "token_ids"])
 async def test_a_message_far_over_the_limits_does_not_hold_up_others(
     serve_teacher: ServeTeacher, field: str, monkeypatch: pytest.MonkeyPatch
