@@ -27,7 +27,7 @@ from stillhouse.plain_requests import CandidateRows, PositionChoice, TokenRows, 
 from stillhouse.providers import Answer
 from stillhouse.request import LogitsRequest, TeacherDescription
 from stillhouse.request_ids import naming_errors, request_id
-from stillhouse.retries import LEAST_TIMEOUT_SECONDS
+from stillhouse.retries import LEAST_TIMEOUT_SECONDS, Retries
 from stillhouse.scoring import plan_scoring
 from stillhouse.status import error_of
 from stillhouse.teacher.v1 import teacher_service_pb2 as pb
@@ -211,11 +211,9 @@ class AsyncTeacherClient(ClientBase):
             try:
                 return await once()
             except StillhouseError as error:
-                first = error
-            retries = self._new_retries(deadline - time.monotonic())
-            resumed = retries.resuming(first, once)
+                resumed = Retries.resuming(error, once)
 
             async def again() -> _R:
                 return await resumed()
 
-            return await tenacity.AsyncRetrying(**retries.options())(again)
+            return await tenacity.AsyncRetrying(**self._new_retries(deadline - time.monotonic()).options())(again)

@@ -29,7 +29,7 @@ from stillhouse.payloads import OutputHead
 from stillhouse.providers import Answer, TeacherLogitsProvider
 from stillhouse.request import LogitsRequest, TeacherDescription
 from stillhouse.request_ids import naming_errors, request_id
-from stillhouse.retries import LEAST_TIMEOUT_SECONDS
+from stillhouse.retries import LEAST_TIMEOUT_SECONDS, Retries
 from stillhouse.status import FailedCall, error_of
 from stillhouse.teacher.v1 import teacher_service_pb2 as pb
 from stillhouse.teacher.v1 import teacher_service_pb2_grpc as rpc
@@ -166,6 +166,5 @@ class TeacherClient(ClientBase, TeacherLogitsProvider):
             try:
                 return once()
             except StillhouseError as error:
-                first = error
-            retries = self._new_retries(deadline - time.monotonic())
-            return tenacity.Retrying(**retries.options())(retries.resuming(first, once))
+                again = Retries.resuming(error, once)
+            return tenacity.Retrying(**self._new_retries(deadline - time.monotonic()).options())(again)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable
-from itertools import count
 from typing import Any, TypeVar
 
 import tenacity
@@ -55,11 +54,12 @@ class Retries:
 
         So that a call that succeeds at once, as nearly all do, is spared what a retrying costs.
         """
-        attempts = count()
+        errors = [error]
 
         def attempt() -> _R:
-            if next(attempts) == 0:
-                raise error
+            # Not kept: what the failed attempt held would live until Python looks for cycles.
+            if errors:
+                raise errors.pop()
             return again()
 
         return attempt
