@@ -4,8 +4,8 @@ Dense float32 answers of V = 49,152 out of a table, so that the service alone is
 with one position each (3.1 MB an answer), 8 clients, in MB/s; and the smallest answers, 32 clients, in requests/s. Each
 server and each load client has a process of its own, they take turns, and every answer is compared with the table, bit
 for bit. Beside the rates stands what an answer takes of the processor, on both sides. The peers run where `make
-bench-peers` has installed them; beside them, as limits, gRPC with ready bytes and a bare TCP stream. Then what Stillhouse
-serves out of its cache in other encodings, in positions a second.
+bench-peers` has installed them; beside them, as limits, gRPC with ready bytes and a bare TCP stream. Then what
+Stillhouse serves out of its cache in other encodings, in positions a second.
 """
 
 from __future__ import annotations

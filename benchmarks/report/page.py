@@ -53,7 +53,6 @@ def render(results: Results) -> str:
         limit=partial(_grpc_limit, results),
         served=partial(_served, results),
         spent=partial(_spent, results),
-        over_peer=partial(_over_peer, results),
         series=lambda first, second: number(1 / (1 + first / second)),
         made_by=partial(_made_by, results),
         table=_table,
@@ -79,11 +78,6 @@ def _spent(results: Results, contestant: str, what: str, setting: str = "large, 
     """Return what an answer takes of the processor, of the server or of the client."""
     (row,) = results.rows("serving", setting=setting, contestant=contestant)
     return row[what]
-
-
-def _over_peer(results: Results, limit: str, peer: str) -> float:
-    """Return what gRPC does with large answers over what a peer does."""
-    return float(_grpc_limit(results, "large, MB/s", limit)) / float(_served(results, "large, MB/s", peer))
 
 
 def _headlines(results: Results) -> str:
