@@ -101,7 +101,7 @@ $(PEERS)/%/.installed: benchmarks/peers/%.txt
 
 bench-peers: $(VENV)/.dev $(PEER_VENVS:%=$(PEERS)/%/.installed)  ## Run the benchmarks that have peers, beside them.
 	$(PEERS)/losses/bin/python -m benchmarks run kd_kernel --results benchmarks/results/peers $(ARGS)
-	$(BIN)/python -m benchmarks run serving --results benchmarks/results/peers $(ARGS)
+	STILLHOUSE_BENCH_PEERS=1 $(BIN)/python -m benchmarks run serving --results benchmarks/results/peers $(ARGS)
 	$(BIN)/python -m benchmarks page
 
 # The theme's maintainers announce their next program on every build; what is pinned here builds without it.

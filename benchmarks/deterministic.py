@@ -56,7 +56,8 @@ def measure(quick: bool) -> Result:
         chosen = [min(length, QUICK_TOKENS) for length in lengths[::6]] if quick else lengths
         sequences = [_sequence(ids, index, length, All()) for index, length in enumerate(chosen)]
         contestants = {mode: partial(_answer, *parts, sequences) for mode, parts in computers.items()}
-        timings = interleave(contestants, rounds, warm_up_rounds=1)
+        # Warm from the mix before.
+        timings = interleave(contestants, rounds, warm_up_rounds=0 if table else 1)
         speeds = {mode: sum(chosen) / timing.minimum for mode, timing in timings.items()}
         for mode, timing in timings.items():
             table.append(_row(mix, mode, sum(chosen), timing))

@@ -3,13 +3,14 @@
 Dense float32 answers of V = 49,152 out of a table, so that the service alone is measured, in two settings: 16 sequences
 with one position each (3.1 MB an answer), 8 clients, in MB/s; and the smallest answers, 32 clients, in requests/s. Each
 server and each load client has a process of its own, they take turns, and every answer is compared with the table, bit
-for bit. Beside the rates stands what an answer takes of the processor, on both sides. The peers run where `make
-bench-peers` has installed them; beside them, as limits, gRPC with ready bytes and a bare TCP stream. Then what
-Stillhouse serves out of its cache in other encodings, in positions a second.
+for bit. Beside the rates stands what an answer takes of the processor, on both sides. The peers take part in `make
+bench-peers`; beside them, as limits, gRPC with ready bytes and a bare TCP stream. Then what Stillhouse serves out of
+its cache in other encodings, in positions a second.
 """
 
 from __future__ import annotations
 
+import os
 import statistics
 import time
 from collections.abc import Iterator
@@ -41,6 +42,8 @@ PEERS = (
     Contestant("pytriton, grpc", "benchmarks.peers.pytriton_peer", "grpc", "pytriton", over_grpc=True),
     Contestant("pytriton, http", "benchmarks.peers.pytriton_peer", "http", "pytriton"),
 )
+PEERS_VARIABLE = "STILLHOUSE_BENCH_PEERS"
+"""Peers that are installed take part where it is set: `make bench` runs ours alone."""
 REQUESTS = {"large": 48, "small": 800}
 
 Rates = dict[str, dict[str, list[float]]]
@@ -50,7 +53,7 @@ Rates = dict[str, dict[str, list[float]]]
 def measure(quick: bool) -> Result:
     """Measure both settings and the encodings; the figures are medians of the rounds' ratios."""
     rounds = 2 if quick else 5
-    peers = [peer for peer in PEERS if peer.python.exists()]
+    peers = [peer for peer in PEERS if peer.python.exists()] if os.environ.get(PEERS_VARIABLE) else []
     rows: list[dict[str, Value]] = []
     with contest() as running:
         turns = _Turns(running, [*OWN, *peers, *BOUNDS])
