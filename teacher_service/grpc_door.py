@@ -16,7 +16,8 @@ from stillhouse.errors import ConfigurationError
 from teacher_service.admission import Admission
 from teacher_service.answering import Serving
 from teacher_service.connections import close_port
-from teacher_service.grpc_gate import HEALTH_MESSAGE_BYTES, HEALTH_NAME, Gate
+from teacher_service.grpc_gate import HEALTH_NAME, Gate
+from teacher_service.hearing import HEALTH_MESSAGE_BYTES
 from teacher_service.metrics import Metrics
 from teacher_service.request_notes import RequestNotes
 from teacher_service.servicer import SERVICE_NAME, TeacherServicer

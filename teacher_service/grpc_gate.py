@@ -32,6 +32,7 @@ from stillhouse.request_ids import REQUEST_ID_HEADER
 from stillhouse.status import Status, status_of
 from teacher_service.admission import Admission
 from teacher_service.connections import close_connection
+from teacher_service.hearing import Hearing
 from teacher_service.metrics import Metrics
 from teacher_service.request_notes import RequestNotes, note_caller
 
@@ -43,14 +44,6 @@ _HEALTH_NAMES = frozenset(method.rpartition("/")[2] for method in OPEN_METHODS)
 _WATCH = f"/{HEALTH_NAME}/Watch"
 # A watcher costs a stream for as long as it likes and needs no token; a probe asks with Check.
 _MAX_WATCHERS = 64
-HEALTH_MESSAGE_BYTES = 4096
-"""The most that a question about health has; where nothing else is answered, gRPC itself sees to it."""
-
-# Where it does not, it takes any message up to the largest of all, from callers without a token too: who finds so many
-# under way at once waits a moment, as honest ones are read within milliseconds, and then the oldest is given up.
-_MAX_UNREAD_QUESTIONS = 4
-_QUESTION_SECONDS = 10.0
-_TURN_SECONDS = 0.1
 
 # Slower than this a caller does not take an answer in one message; larger ones are streamed.
 _SLOWEST_BYTES_PER_SECOND = 2**18
@@ -79,8 +72,7 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic to 
         self._handlers: dict[str, Handler] = {}
         self._send_stall_seconds = send_stall_seconds
         self.num_watchers = 0
-        self._unread_questions: list[asyncio.Timeout] = []
-        self._places_to_be_heard = asyncio.Semaphore(_MAX_UNREAD_QUESTIONS)
+        self._hearing = Hearing(metrics)
         self.port = 0
         """Where the server listens, once it does."""
 
@@ -101,7 +93,7 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic to 
             return self._behind(grpc.unary_unary_rpc_method_handler(cast("Any", _unknown)), "other", self._admitted)
         if method in OPEN_METHODS:
             entering = self._watching if method == _WATCH else nullcontext
-            behind = self._behind(handler, name, lambda *_: entering(), self._hearing)
+            behind = self._behind(handler, name, lambda *_: entering(), self._hearing.reading)
         else:
             behind = self._behind(handler, name, self._admitted)
         self._handlers[method] = behind
@@ -160,35 +152,6 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic to 
             structlog.contextvars.bind_contextvars(caller=place.caller.name)
             note_caller(place.caller.name)
             yield
-
-    @asynccontextmanager
-    async def _hearing(self) -> AsyncIterator[int]:
-        """Bound the reading of a question about health: those who take long make room for those who come."""
-        try:
-            async with asyncio.timeout(_QUESTION_SECONDS) as bound:
-                await self._wait_to_be_heard()
-                try:
-                    self._unread_questions.append(bound)
-                    yield HEALTH_MESSAGE_BYTES
-                finally:
-                    self._places_to_be_heard.release()
-                    with suppress(ValueError):
-                        self._unread_questions.remove(bound)
-        except TimeoutError as error:
-            if not bound.expired():
-                raise
-            self._metrics.shed.labels("not_heard").inc()
-            raise TeacherTimeoutError("the question did not come in time; a health check has a few bytes") from error
-
-    async def _wait_to_be_heard(self) -> None:
-        """Take a place; every turn that brings none frees one, until the bound around it."""
-        while True:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(_TURN_SECONDS):
-                    await self._places_to_be_heard.acquire()
-                    return
-            if self._unread_questions:
-                self._unread_questions.pop(0).reschedule(asyncio.get_running_loop().time())
 
     @asynccontextmanager
     async def _watching(self) -> AsyncIterator[None]:

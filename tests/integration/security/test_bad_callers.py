@@ -17,7 +17,7 @@ from stillhouse.request import LogitsRequest, Sequence
 from stillhouse.status import PUSHBACK_TRAILER, Status, status_of
 from stillhouse.teacher.v1 import teacher_service_pb2 as pb
 from stillhouse.teacher.v1 import teacher_service_pb2_grpc as pb_grpc
-from teacher_service import grpc_gate, request_reading
+from teacher_service import grpc_gate, hearing, request_reading
 from teacher_service.grpc_gate import _MAX_WATCHERS
 from tests.integration.security.conftest import ServeTeacher
 from tests.integration.security.speaking import FIRST, GatedBackend, client_of, raw, until, value
@@ -164,11 +164,11 @@ async def test_an_unknown_name_is_no_fault_of_the_service(
 async def test_questions_about_health_that_do_not_come_make_room_for_those_that_do(
     serve_teacher: ServeTeacher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(grpc_gate, "_QUESTION_SECONDS", 60.0)
+    monkeypatch.setattr(hearing, "_QUESTION_SECONDS", 60.0)
     async with serve_teacher(tokens=FIRST) as service, raw(service) as channel:
         ask = channel.stream_unary("/grpc.health.v1.Health/Check", bytes, bytes)
-        silent = [ask(None) for _ in range(3 * grpc_gate._MAX_UNREAD_QUESTIONS)]
-        over = len(silent) - grpc_gate._MAX_UNREAD_QUESTIONS
+        silent = [ask(None) for _ in range(3 * hearing._MAX_UNREAD_QUESTIONS)]
+        over = len(silent) - hearing._MAX_UNREAD_QUESTIONS
         await until(lambda: value(service, "teacher_shed_total", reason="not_heard") == over)
         stub = health_pb2_grpc.HealthStub(channel)
         assert (await stub.Check(health_pb2.HealthCheckRequest())).status == health_pb2.HealthCheckResponse.SERVING

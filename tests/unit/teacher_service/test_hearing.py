@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any, cast
 
 import pytest
 
 from stillhouse.errors import TeacherTimeoutError
-from teacher_service import grpc_gate
-from teacher_service.grpc_gate import Gate
+from teacher_service import hearing
+from teacher_service.hearing import Hearing
 from teacher_service.metrics import Metrics
 
 
@@ -17,12 +16,11 @@ class Callers:
     """Calls whose questions come when they are let go."""
 
     def __init__(self) -> None:
-        self.metrics = Metrics()
-        self.gate = Gate(cast("Any", None), self.metrics, cast("Any", None), send_stall_seconds=1.0)
+        self.hearing = Hearing(Metrics())
         self.heard = 0
 
     async def ask(self, come: asyncio.Event) -> None:
-        async with self.gate._hearing():
+        async with self.hearing.reading():
             await come.wait()
             self.heard += 1
 
@@ -34,7 +32,7 @@ async def settle() -> None:
 
 async def test_a_burst_of_questions_that_come_is_heard_to_the_last() -> None:
     callers, come = Callers(), asyncio.Event()
-    count = 5 * grpc_gate._MAX_UNREAD_QUESTIONS
+    count = 5 * hearing._MAX_UNREAD_QUESTIONS
     calls = [asyncio.create_task(callers.ask(come)) for _ in range(count)]
     await settle()
     come.set()
@@ -43,10 +41,10 @@ async def test_a_burst_of_questions_that_come_is_heard_to_the_last() -> None:
 
 
 async def test_one_that_does_not_come_makes_room(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(grpc_gate, "_TURN_SECONDS", 0.01)
+    monkeypatch.setattr(hearing, "_TURN_SECONDS", 0.01)
     callers, come, never = Callers(), asyncio.Event(), asyncio.Event()
     come.set()
-    silent = [asyncio.create_task(callers.ask(never)) for _ in range(grpc_gate._MAX_UNREAD_QUESTIONS)]
+    silent = [asyncio.create_task(callers.ask(never)) for _ in range(hearing._MAX_UNREAD_QUESTIONS)]
     await settle()
     await callers.ask(come)
     with pytest.raises(TeacherTimeoutError):
@@ -59,7 +57,7 @@ async def test_one_that_does_not_come_makes_room(monkeypatch: pytest.MonkeyPatch
 async def test_one_who_leaves_while_waiting_takes_no_place() -> None:
     callers, come, never = Callers(), asyncio.Event(), asyncio.Event()
     come.set()
-    holding = [asyncio.create_task(callers.ask(never)) for _ in range(grpc_gate._MAX_UNREAD_QUESTIONS)]
+    holding = [asyncio.create_task(callers.ask(never)) for _ in range(hearing._MAX_UNREAD_QUESTIONS)]
     await settle()
     left = asyncio.create_task(callers.ask(come))
     await settle()
@@ -67,4 +65,4 @@ async def test_one_who_leaves_while_waiting_takes_no_place() -> None:
     never.set()
     await asyncio.gather(*holding)
     async with asyncio.timeout(5):
-        await asyncio.gather(*(callers.ask(come) for _ in range(2 * grpc_gate._MAX_UNREAD_QUESTIONS)))
+        await asyncio.gather(*(callers.ask(come) for _ in range(2 * hearing._MAX_UNREAD_QUESTIONS)))
