@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 
 import grpc
 
@@ -44,13 +43,20 @@ def stream(
     return pb_grpc.TeacherServiceStub(channel).StreamLogits(message)
 
 
+HOLDING = ("teacher_requests_in_flight", "teacher_held_bytes", "teacher_queue_size", "teacher_queue_tokens")
+"""What is 0 again when the last answer has gone."""
+
+
 def value(service: TeacherService, name: str, **labels: str) -> float:
     """Return what the service counts under this name."""
     return service.metrics.registry.get_sample_value(name, labels) or 0.0
 
 
-async def until(condition: Callable[[], bool], seconds: float = 15.0) -> None:
-    """Wait for a condition at most so long."""
-    async with asyncio.timeout(seconds):
-        while not condition():  # noqa: ASYNC110 - a state, not an event
+async def until_empty(service: TeacherService) -> None:
+    """Wait until nothing is in flight, here and in the fronts: a caller has its answer before the service knows it."""
+    async with asyncio.timeout(15):
+        while True:
+            await service.metrics.refresh()
+            if not any(value(service, name) for name in HOLDING):
+                return
             await asyncio.sleep(0.005)

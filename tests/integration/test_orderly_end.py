@@ -22,6 +22,7 @@ from stillhouse.teacher.v1 import teacher_service_pb2_grpc as pb_grpc
 from teacher_service.backends import HiddenRows
 from teacher_service.backends.fixture import FixtureBackend
 from teacher_service.service import TeacherService
+from tests.waiting import until
 
 ServeTeacher = Callable[..., AbstractAsyncContextManager[TeacherService]]
 
@@ -49,12 +50,6 @@ def ask(first: int) -> LogitsRequest:
 def client_of(service: TeacherService, **settings: object) -> AsyncTeacherClient:
     address = f"127.0.0.1:{service.grpc_port}"
     return AsyncTeacherClient(address, max_attempts=1, **settings)  # type: ignore[arg-type]  # a test's shorthand
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(15):
-        while not condition():  # noqa: ASYNC110 - a state, not an event
-            await asyncio.sleep(0.005)
 
 
 @asynccontextmanager
@@ -150,7 +145,7 @@ async def test_a_call_without_a_deadline_is_given_one(serve_teacher: ServeTeache
         async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{service.http_port}") as http:
             answer = await http.post("/v1/logits", json={"sequences": [{"token_ids": [1]}]})
             assert answer.status_code == 504
-        assert service._admission.num_in_flight == 0
+        await until(lambda: service._admission.num_in_flight == 0)
         backend.gate.set()
 
 

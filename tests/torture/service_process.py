@@ -5,6 +5,7 @@ Whatever is started here is ended by the context that started it. Knows nothing 
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -118,6 +119,12 @@ class ServiceProcess:
         """Return the sum of a metric's samples that have these labels."""
         text = httpx.get(f"{self.http}/metrics", timeout=30).text
         return total(text, name, **labels)
+
+    async def becomes_empty(self) -> None:
+        """See that nothing is in flight any more, soon: a caller has its answer before the service knows it."""
+        async with asyncio.timeout(10):
+            while await asyncio.to_thread(self.metric, "teacher_requests_in_flight"):  # noqa: ASYNC110 - a number elsewhere
+                await asyncio.sleep(0.05)
 
     def rss_bytes(self) -> int:
         """Return the memory that the process holds, in bytes."""

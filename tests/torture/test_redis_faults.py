@@ -86,7 +86,7 @@ async def struck(place: tuple[ServiceProcess, RedisProcess], reference: Referenc
         yield one
     load.check()
     assert service.metric("teacher_requests_total", code="INTERNAL") == 0
-    assert service.metric("teacher_requests_in_flight") == 0
+    await service.becomes_empty()
     redis.hears_of_no_lease()
 
 

@@ -15,7 +15,8 @@ import redis.asyncio as redis_asyncio
 from teacher_service.service import TeacherService
 from tests.integration.cache.valkey_process import ValkeyProcess
 from tests.integration.counting_backend import CountingBackend
-from tests.integration.raw_calls import ask, channel_to, compute, until, value
+from tests.integration.raw_calls import ask, channel_to, compute, value
+from tests.waiting import until
 
 ServeTeacher = Callable[..., AbstractAsyncContextManager[TeacherService]]
 

@@ -15,7 +15,8 @@ from stillhouse.client import AsyncTeacherClient
 from stillhouse.errors import OverloadedError, PermissionDeniedError, TeacherUnavailableError, UnauthenticatedError
 from teacher_service.service import TeacherService
 from tests.integration.counting_backend import CountingBackend
-from tests.integration.raw_calls import ask, until, value
+from tests.integration.raw_calls import ask, value
+from tests.waiting import until
 
 ServeTeacher = Callable[..., AbstractAsyncContextManager[TeacherService]]
 

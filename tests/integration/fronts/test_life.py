@@ -20,7 +20,8 @@ from teacher_service.fronts import supervisor
 from teacher_service.fronts.supervisor import Fronts
 from teacher_service.service import TeacherService
 from tests.integration.counting_backend import CountingBackend
-from tests.integration.raw_calls import OPTIONS, ask, channel_to, compute, until, value
+from tests.integration.raw_calls import OPTIONS, ask, channel_to, compute, value
+from tests.waiting import until
 
 ServeTeacher = Callable[..., AbstractAsyncContextManager[TeacherService]]
 

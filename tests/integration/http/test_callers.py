@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 
 import httpx
 import pytest
@@ -12,15 +12,10 @@ import pytest
 from teacher_service.http_door import bodies
 from teacher_service.service import TeacherService
 from tests.integration.http.speaking import ARROW, PROBLEM, HeldBackend, ServeTeacher, http_to
+from tests.waiting import until
 
 ASKED = json.dumps({"sequences": [{"token_ids": [1, 2, 3]}]}).encode()
 LIMIT = 2**21
-
-
-async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(20):
-        while not condition():  # noqa: ASYNC110 - a state, not an event
-            await asyncio.sleep(0.005)
 
 
 async def exchange(service: TeacherService, *parts: bytes) -> bytes:

@@ -21,7 +21,8 @@ from stillhouse.status import PUSHBACK_TRAILER
 from stillhouse.teacher.v1 import teacher_service_pb2 as pb
 from teacher_service.service import TeacherService
 from tests.integration.counting_backend import CountingBackend
-from tests.integration.raw_calls import ask, channel_to, compute, stream, until, value
+from tests.integration.raw_calls import ask, channel_to, compute, stream, value
+from tests.waiting import until
 
 END: Any = grpc.aio.EOF  # type: ignore[attr-defined]  # which the stubs forget
 

@@ -17,7 +17,8 @@ from stillhouse.request import LogitsRequest
 from teacher_service.service import TeacherService
 from tests.integration.cache.valkey_process import ValkeyProcess
 from tests.integration.counting_backend import VOCABULARY_SIZE, CountingBackend
-from tests.integration.raw_calls import ask, channel_to, compute, stream, until, value
+from tests.integration.raw_calls import ask, channel_to, compute, stream, value
+from tests.waiting import until
 
 ServeTeacher = Callable[..., AbstractAsyncContextManager[TeacherService]]
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from collections.abc import Sequence as SequenceOf
 from contextlib import asynccontextmanager
 from typing import Any
@@ -34,16 +33,6 @@ class GatedBackend(FixtureBackend):
 
 def client_of(service: TeacherService, token: str | None = None) -> AsyncTeacherClient:
     return AsyncTeacherClient(f"127.0.0.1:{service.grpc_port}", token=token, max_attempts=1)
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(15):
-        while not condition():  # noqa: ASYNC110 - a state, not an event
-            await asyncio.sleep(0.01)
-
-
-def value(service: TeacherService, name: str, **labels: str) -> float:
-    return service.metrics.registry.get_sample_value(name, labels) or 0.0
 
 
 @asynccontextmanager

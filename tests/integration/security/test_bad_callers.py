@@ -19,8 +19,10 @@ from stillhouse.teacher.v1 import teacher_service_pb2 as pb
 from stillhouse.teacher.v1 import teacher_service_pb2_grpc as pb_grpc
 from teacher_service import grpc_gate, hearing, request_reading
 from teacher_service.grpc_gate import _MAX_WATCHERS
+from tests.integration.raw_calls import value
 from tests.integration.security.conftest import ServeTeacher
-from tests.integration.security.speaking import FIRST, GatedBackend, client_of, raw, until, value
+from tests.integration.security.speaking import FIRST, GatedBackend, client_of, raw
+from tests.waiting import until
 
 LARGE = pb.LogitsRequest(
     sequences=[pb.Sequence(token_ids=range(1, 1001), all=pb.AllPositions())], dense=pb.DenseEncoding()

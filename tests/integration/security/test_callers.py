@@ -12,8 +12,10 @@ from stillhouse.errors import OverloadedError, UnauthenticatedError
 from stillhouse.request import LogitsRequest, Sequence
 from teacher_service import token_watch
 from teacher_service.service import TeacherService
+from tests.integration.raw_calls import value
 from tests.integration.security.conftest import ServeTeacher
-from tests.integration.security.speaking import FIRST, SECOND, THIRD, GatedBackend, client_of, until, value
+from tests.integration.security.speaking import FIRST, SECOND, THIRD, GatedBackend, client_of
+from tests.waiting import until
 
 
 async def is_let_in(service: TeacherService, token: str) -> bool:

@@ -12,7 +12,8 @@ import pytest
 from teacher_service import http_server
 from teacher_service.connections import close_connection
 from tests.integration.security.conftest import ServeTeacher
-from tests.integration.security.speaking import client_of, until
+from tests.integration.security.speaking import client_of
+from tests.waiting import until
 
 IDLE = 1000
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
-from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -24,16 +23,11 @@ from teacher_service.service import TeacherService
 from teacher_service.settings import TeacherSettings, load_settings
 from teacher_service.tls import Tls
 from tests.integration.security.conftest import Authorities, Pem, ServeTeacher, issue, pem_of
+from tests.waiting import until
 
 
 def read(**settings: object) -> Tls:
     return Tls(TeacherSettings(backend="fixture", **settings), Metrics())  # type: ignore[arg-type]  # a test's shorthand
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(15):
-        while not condition():  # noqa: ASYNC110 - a state, not an event
-            await asyncio.sleep(0.02)
 
 
 def value(registry: CollectorRegistry, name: str, **labels: str) -> float:

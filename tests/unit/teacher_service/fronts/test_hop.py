@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import Any, cast
 
@@ -26,6 +26,7 @@ from teacher_service.fronts.frames import Frame, Kind
 from teacher_service.fronts.link import Link, StalledError
 from teacher_service.metrics import Metrics
 from teacher_service.request_reading import RequestReader
+from tests.waiting import until
 
 ARENA_BYTES = 8 * 2**20
 HEAD = bytes(range(256)) * 20_000
@@ -129,12 +130,6 @@ async def hop(*tokens: Token) -> AsyncIterator[Hop]:
         made.engine_link.close()
         await asyncio.wait(made.tasks)
         made.arena.close()
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
-        while not condition():  # noqa: ASYNC110 - a state, not an event
-            await asyncio.sleep(0.002)
 
 
 SIZES = [
