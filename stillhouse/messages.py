@@ -115,6 +115,7 @@ def description_to_proto(description: TeacherDescription, *, include_tokens: boo
         mode=description.mode,
         version=description.version,
         tokens=description.tokens if include_tokens else (),
+        device_kind=description.device_kind,
     )
 
 
@@ -143,6 +144,7 @@ def description_from_proto(message: pb.GetTeacherResponse) -> TeacherDescription
         mode=message.mode,
         version=message.version,
         tokens=tuple(message.tokens),
+        device_kind=message.device_kind,
     )
 
 

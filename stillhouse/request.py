@@ -68,6 +68,8 @@ class TeacherDescription:
     mode: str
     version: str
     tokens: tuple[str, ...] = ()
+    device_kind: str = ""
+    """Empty where nobody says it: a service of an earlier release, or a store."""
 
 
 @dataclass(frozen=True, slots=True)

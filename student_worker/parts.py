@@ -14,6 +14,7 @@ from student_worker.elastic.group import Group
 from student_worker.elastic.reduction import GradientSum
 from student_worker.evaluation.evaluate import Evaluator
 from student_worker.evaluation.figures import Evaluation
+from student_worker.fetching_ahead import PREFETCH_STEPS
 from student_worker.kept_mass import KeptMass
 from student_worker.metrics import WorkerMetrics
 from student_worker.optimizer import StudentOptimizer
@@ -81,7 +82,7 @@ class Parts:
     """What an earlier start of this run was stopped for, after the steps that are done: it is over."""
     kept_mass: KeptMass = field(default_factory=KeptMass)
     seed: int = 0
-    prefetch_steps: int = 2
+    prefetch_steps: int = PREFETCH_STEPS
     autocast: bool = False
     part_size: int | None = None
     """The most samples of one forward pass; None: a whole micro-shard."""

@@ -30,6 +30,7 @@ from student_worker.determinism import only_deterministic_kernels
 from student_worker.elastic.elastic_group import GroupLostError
 from student_worker.elastic.reduction import gradient_sum
 from student_worker.elastic.threads import settle_threads
+from student_worker.fetching_ahead import prefetch_steps
 from student_worker.metrics import WorkerMetrics
 from student_worker.page.page import RunPage
 from student_worker.parts import Outcome, Parts, SavesNothing
@@ -173,7 +174,7 @@ class _Run:
                 max_loss=recipe.max_loss,
                 stopped=stopped_for(recipe, state.step),
                 seed=recipe.seed,
-                prefetch_steps=recipe.prefetch_steps,
+                prefetch_steps=prefetch_steps(recipe, ready.teacher, device),
                 autocast=recipe.precision == "bfloat16",
                 part_size=recipe.per_device_train_batch_size,
             )

@@ -197,4 +197,5 @@ def _describe(
         mode=backend.mode,
         version=__version__,
         tokens=backend.tokens,
+        device_kind=backend.device_kind,
     )

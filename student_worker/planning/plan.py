@@ -16,6 +16,7 @@ from stillhouse.encoding_text import format_encoding
 from stillhouse.errors import ConfigurationError
 from student_worker.elastic.sum_costs import BYTES, sum_memory_bytes, sum_traffic_bytes
 from student_worker.evaluation.evaluate import row_bytes
+from student_worker.fetching_ahead import prefetch_steps
 from student_worker.planning.checked import Checked
 from student_worker.planning.model_size import ModelSize
 from student_worker.planning.resources import free_memory
@@ -204,7 +205,7 @@ def _memory(recipe: Recipe, checked: Checked, device: torch.device, n: int, work
         sum_exact=sum_memory_bytes("exact", parts, n, most),
         sum_fast=sum_memory_bytes("fast", parts, n, most),
         head=head,
-        prefetched=recipe.prefetch_bytes if recipe.prefetch_steps else 0,
+        prefetched=recipe.prefetch_bytes if prefetch_steps(recipe, checked.teacher, device) else 0,
         held_out=answers if answers <= recipe.eval_memory_bytes else 0,
         free=free_memory(device),
     )

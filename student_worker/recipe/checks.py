@@ -93,7 +93,7 @@ _NEEDS = (
         lambda recipe: recipe.early_stopping_patience is not None,
     ),
     _Needs(("run_name",), "report_to, or callbacks", lambda recipe: bool(recipe.report_to or recipe.callbacks)),
-    _Needs(("prefetch_bytes",), "prefetch_steps above 0", lambda recipe: recipe.prefetch_steps > 0),
+    _Needs(("prefetch_bytes",), "prefetch_steps above 0", lambda recipe: recipe.prefetch_steps != 0),
     _Needs(
         ("device_locks",), "device auto: another names the GPU itself", lambda recipe: recipe.device in ("auto", "cuda")
     ),

@@ -258,7 +258,13 @@ class Recipe(Strict):
     license: str = Field("not recorded", description="The licence that the export's model card names.")
     export_initial: bool = Field(False, description="Export the untrained student too, to output_dir/initial.")
 
-    prefetch_steps: int = Field(2, ge=0, le=1000, description="Steps whose answers are fetched ahead.")
+    prefetch_steps: int | None = Field(
+        None,
+        ge=0,
+        le=1000,
+        description="Steps whose answers are fetched ahead; by default 2, or none where teacher and student share this "
+        "host's CPU.",
+    )
     prefetch_bytes: int = Field(
         512 * 2**20, ge=0, description="Answers held ahead of the step, in bytes; the step's own are always fetched."
     )

@@ -49,6 +49,7 @@ class TeacherOut(BaseModel):
     compute_dtype: str
     mode: str
     version: str
+    device_kind: str = Field(description="What it computes on: cpu, or the names of its GPUs.")
     tokens: list[str] | None = Field(None, description="The tokenizer's tokens by id; where they were asked for.")
 
 

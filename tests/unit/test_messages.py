@@ -51,7 +51,7 @@ REQUESTS = st.builds(
 DESCRIPTION = TeacherDescription(
     model="m", fingerprint="f", weights_fingerprint="w", tokenizer_fingerprint="t", vocabulary_size=2**32 - 1,
     tokenizer_size=7, hidden_size=8, encodings=(Dense, Hidden, TopK, Sampled, Candidates),
-    limits=Limits(1, 2, 3, 4, 5, 6, 2**63), compute_dtype="float32", mode="throughput", version="1",
+    limits=Limits(1, 2, 3, 4, 5, 6, 2**63), compute_dtype="float32", mode="throughput", version="1", device_kind="cpu",
     tokens=("a", "\u0120b", "\U0001f600"),
 )  # fmt: skip
 

@@ -157,6 +157,7 @@ class GetTeacherResponse(_message.Message):
     MODE_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     TOKENS_FIELD_NUMBER: _builtins.int
+    DEVICE_KIND_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """The model's name as it was configured: for people, not for comparison."""
     fingerprint: _builtins.str
@@ -179,6 +180,8 @@ class GetTeacherResponse(_message.Message):
     """"deterministic": an answer's bytes follow from its request alone. "throughput": they agree to a tolerance."""
     version: _builtins.str
     """The version of the serving software."""
+    device_kind: _builtins.str
+    """What the teacher computes on: "cpu", or the names of its GPUs."""
     @_builtins.property
     def encodings(self) -> _containers.RepeatedScalarFieldContainer[Global___EncodingKind.ValueType]:
         """The encodings on offer."""
@@ -207,10 +210,11 @@ class GetTeacherResponse(_message.Message):
         mode: _builtins.str = ...,
         version: _builtins.str = ...,
         tokens: _abc.Iterable[_builtins.str] | None = ...,
+        device_kind: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["compute_dtype", b"compute_dtype", "encodings", b"encodings", "fingerprint", b"fingerprint", "hidden_size", b"hidden_size", "limits", b"limits", "mode", b"mode", "model", b"model", "tokenizer_fingerprint", b"tokenizer_fingerprint", "tokenizer_size", b"tokenizer_size", "tokens", b"tokens", "version", b"version", "vocabulary_size", b"vocabulary_size", "weights_fingerprint", b"weights_fingerprint"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["compute_dtype", b"compute_dtype", "device_kind", b"device_kind", "encodings", b"encodings", "fingerprint", b"fingerprint", "hidden_size", b"hidden_size", "limits", b"limits", "mode", b"mode", "model", b"model", "tokenizer_fingerprint", b"tokenizer_fingerprint", "tokenizer_size", b"tokenizer_size", "tokens", b"tokens", "version", b"version", "vocabulary_size", b"vocabulary_size", "weights_fingerprint", b"weights_fingerprint"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
