@@ -34,7 +34,7 @@ Way = Callable[[int, dict[str, Tensor], Path], Callable[[], object]]
 
 def measure(quick: bool) -> Result:
     """Time every way in turn; the figures compare medians."""
-    parameters, rounds = (1_000_000, 2) if quick else (100_000_000, 5)
+    parameters, rounds = (1_000_000, 2) if quick else (100_000_000, 3)
     tensors = _state(parameters)
     with tempfile.TemporaryDirectory() as folder, _alone(Path(folder)):
         ways: dict[str, Way] = {
