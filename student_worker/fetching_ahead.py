@@ -5,11 +5,14 @@ What is computed is the same to the bit, however many.
 
 from __future__ import annotations
 
-import torch
+from typing import TYPE_CHECKING
 
 from stillhouse.channel import is_local
 from stillhouse.request import TeacherDescription
 from student_worker.recipe.schema import Recipe
+
+if TYPE_CHECKING:
+    import torch
 
 PREFETCH_STEPS = 2
 """Enough for a teacher whose answer to one step takes longer than another step does."""

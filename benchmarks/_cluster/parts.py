@@ -9,6 +9,7 @@ import math
 from dataclasses import dataclass
 
 from stillhouse.cutting import MAX_PART_BYTES
+from student_worker.fetching_ahead import PREFETCH_STEPS
 from student_worker.prefetch import REQUESTS_IN_FLIGHT
 from student_worker.recipe.schema import Recipe
 from teacher_service.settings import CACHE_TIMEOUT_SECONDS, TeacherSettings
@@ -76,7 +77,7 @@ class Worker:
     """Forward, loss and backward."""
     step_seconds: float = 0.0
     """Of each step, whatever is in it: the quorum, the optimiser and the vote."""
-    prefetch_steps: int = Recipe.model_fields["prefetch_steps"].default
+    prefetch_steps: int = PREFETCH_STEPS
     prefetch_bytes: float = Recipe.model_fields["prefetch_bytes"].default
     requests_in_flight: int = REQUESTS_IN_FLIGHT
 

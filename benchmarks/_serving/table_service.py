@@ -79,8 +79,15 @@ def serve() -> None:
 
 
 async def _serve(redis_url: str) -> None:
-    # A look-up that comes too late would be computed instead.
-    settings = TeacherSettings(backend="table", http_port=0, grpc_port=0, cache_timeout_seconds=10)
+    # A table gains nothing by batches: one large request at a time, as the peers have it. A look-up in the cache that
+    # comes too late would be computed instead.
+    settings = TeacherSettings(
+        backend="table",
+        http_port=0,
+        grpc_port=0,
+        cache_timeout_seconds=10,
+        max_batch_tokens=table.SETTINGS["large"].sequences,
+    )
     service = TeacherService(settings, ThreadPoolExecutor(1), redis_url, opener=lambda _: TableBackend())
     await service.open()
     await service.load()
