@@ -58,7 +58,7 @@ def start(student_argv: Callable[..., list[str]], environment: dict[str, str], t
 
     def run(output_dir: Path, **keys: Any) -> subprocess.Popen[str]:
         with (tmp_path / f"worker-{len(started)}.txt").open("w") as log:
-            argv = student_argv(output_dir, max_steps=STEPS, save_steps=20, micro_shards=2, **keys)
+            argv = student_argv(output_dir, max_steps=STEPS, save_steps=20, micro_shards=2, prefetch_steps=2, **keys)
             started.append(subprocess.Popen(argv, env=environment, stdout=log, stderr=log, text=True))
         return started[-1]
 

@@ -28,6 +28,11 @@ def test_a_plan_adds_up_and_leaves_nothing_behind(train: Any, tmp_path: Path) ->
     assert plan["disk"]["checkpoint"] == 12 * n
     assert plan["traffic_exact"] == plan["traffic_fast"] == 0
 
+    # The teacher computes on this host's CPU, as the student is to.
+    assert memory["prefetched"] == 0
+    ahead = json.loads(train(tmp_path / "run", "--plan", "--json", prefetch_steps=1, prefetch_bytes=4096).stdout)
+    assert ahead["memory"]["prefetched"] == 4096
+
     words = train(tmp_path / "run", "--plan", "--workers", "3", eval_steps=10)
     assert words.returncode == 0, words.stderr
     assert f"{student['parameters']:,} parameters" in words.stdout

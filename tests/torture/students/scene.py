@@ -47,6 +47,8 @@ class Scene:
             "alpha": 0.3,
             "temperature": 2.0,
             "torch_threads": 1,
+            # By default none, beside a teacher on this host. With some on their way, to come and go is harder.
+            "prefetch_steps": 2,
             "http_port": 0,
             "sample_log": True,
             "step_timeout_seconds": 20,
