@@ -36,6 +36,8 @@ from teacher_service.backends import HiddenRows
 from teacher_service.backends.fixture import FixtureBackend
 from teacher_service.embedded_redis import EmbeddedRedis
 from teacher_service.service import TeacherService
+from tests.integration.raw_calls import value
+from tests.waiting import until
 
 ServeTeacher = Callable[..., AbstractAsyncContextManager[TeacherService]]
 
@@ -70,10 +72,6 @@ def client_of(service: TeacherService, **settings: object) -> AsyncTeacherClient
 
 def channel_to(service: TeacherService) -> grpc.aio.Channel:
     return grpc.aio.insecure_channel(f"127.0.0.1:{service.grpc_port}")
-
-
-def count(service: TeacherService, name: str, **labels: str) -> float:
-    return service.metrics.registry.get_sample_value(name, labels) or 0.0
 
 
 @pytest.fixture
@@ -111,10 +109,10 @@ async def test_a_second_ask_is_answered_by_the_cache(serve_teacher: ServeTeacher
         assert (first.cache_hits, second.cache_hits) == (0, 2)
         assert backend.num_sequences == 3
         assert torch.equal(second.payloads[1].logits, first.payloads[0].logits)  # type: ignore[union-attr]  # dense
-        results = {r: count(service, "teacher_cache_requests_total", result=r) for r in ("hit", "miss")}
+        results = {r: value(service, "teacher_cache_requests_total", result=r) for r in ("hit", "miss")}
         assert results == {"hit": 2, "miss": 3}
-        assert count(service, "teacher_forward_tokens_total") == len(IDS) + 2 + 1
-        assert count(service, "teacher_cache_writes_total", result="stored") == 3
+        assert value(service, "teacher_forward_tokens_total") == len(IDS) + 2 + 1
+        assert value(service, "teacher_cache_writes_total", result="stored") == 3
 
 
 async def test_the_cache_survives_a_teacher_that_restarts(serve_teacher: ServeTeacher, empty_valkey: str) -> None:
@@ -153,7 +151,7 @@ async def test_a_poisoned_value_is_a_miss_and_is_overwritten(
             assert answer.cache_hits == 0
             assert torch.equal(answer.payloads[0].logits, right.logits)  # type: ignore[union-attr]  # dense
             assert await redis.get(key) == good
-        assert count(service, "teacher_cache_requests_total", result="corrupt") == 1
+        assert value(service, "teacher_cache_requests_total", result="corrupt") == 1
 
 
 @pytest.mark.parametrize(("mode", "kept"), [("refresh", 1), ("bypass", 0)])
@@ -178,8 +176,8 @@ async def test_without_redis_the_answers_stay_right(serve_teacher: ServeTeacher)
                 answer = await client.answer(ask(IDS))
                 assert answer.cache_hits == 0
                 assert torch.equal(answer.payloads[0].logits, right.logits)  # type: ignore[union-attr]  # dense
-            assert count(service, "teacher_cache_requests_total", result="error") == 5
-            assert count(service, "teacher_cache_paused") == 1
+            assert value(service, "teacher_cache_requests_total", result="error") == 5
+            assert value(service, "teacher_cache_paused") == 1
             assert service.lifecycle.teacher.cache_state == "paused: it cannot be reached"
 
 
@@ -187,7 +185,7 @@ async def test_a_value_over_the_size_is_served_but_not_kept(serve_teacher: Serve
     async with serve_teacher(empty_valkey, cache_max_value_bytes=100) as service, client_of(service) as client:
         for _ in range(2):
             assert (await client.answer(ask(IDS))).cache_hits == 0
-        assert count(service, "teacher_cache_writes_total", result="too_large") == 2
+        assert value(service, "teacher_cache_writes_total", result="too_large") == 2
 
 
 async def test_the_same_sequence_is_computed_once_at_a_time(serve_teacher: ServeTeacher) -> None:
@@ -196,9 +194,7 @@ async def test_the_same_sequence_is_computed_once_at_a_time(serve_teacher: Serve
     async with serve_teacher(None, backend) as service, client_of(service) as client:
         asked = [asyncio.create_task(client.answer(ask(IDS, IDS))) for _ in range(5)]
         await asyncio.to_thread(backend.started.wait, 10)
-        async with asyncio.timeout(10):
-            while count(service, "teacher_joined_total") < 4:  # noqa: ASYNC110 - a counter, not an event
-                await asyncio.sleep(0.005)
+        await until(lambda: value(service, "teacher_joined_total") >= 4)
         backend.gate.set()
         answers = await asyncio.gather(*asked)
         assert backend.num_sequences == 1
@@ -215,7 +211,7 @@ async def test_overload_is_refused_with_a_pause_to_come_back_after(serve_teacher
         with pytest.raises(OverloadedError, match="holds 2 of at most 2 sequences") as refusal:
             await client.answer(ask((3,)))
         assert 0 < refusal.value.retry_after_seconds < 10
-        assert count(service, "teacher_shed_total", reason="queue_sequences") == 1
+        assert value(service, "teacher_shed_total", reason="queue_sequences") == 1
         backend.gate.set()
         assert len((await held).payloads) == 2
 
@@ -266,7 +262,7 @@ async def test_an_answer_over_one_message_is_streamed(serve_teacher: ServeTeache
         (payload,) = (await client.answer(ask(ids))).payloads
         assert isinstance(payload, DenseLogits)
         assert payload.logits.argmax(dim=1).tolist() == [*range(2, 301), 300]
-        assert count(service, "teacher_requests_total", method="StreamLogits", code="OK") == 1
+        assert value(service, "teacher_requests_total", method="StreamLogits", code="OK") == 1
         stub = pb_grpc.TeacherServiceStub(channel)
         message = pb.LogitsRequest(
             sequences=[pb.Sequence(token_ids=ids, all=pb.AllPositions())], dense=pb.DenseEncoding()
@@ -335,9 +331,7 @@ async def test_draining_finishes_what_is_in_flight(serve_teacher: ServeTeacher) 
         asked = asyncio.create_task(client.answer(ask(IDS)))
         await asyncio.to_thread(backend.started.wait, 10)
         closing = asyncio.create_task(service.close())
-        async with asyncio.timeout(10):
-            while service.lifecycle.phase != "draining":  # noqa: ASYNC110 - a state, not an event
-                await asyncio.sleep(0.005)
+        await until(lambda: service.lifecycle.phase == "draining")
         backend.gate.set()
         assert len((await asked).payloads) == 1
         await closing

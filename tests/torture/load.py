@@ -25,6 +25,7 @@ from tests.torture.doors import ask_arrow, ask_json
 from tests.torture.mix import mixed
 from tests.torture.reference import Reference
 from tests.torture.service_process import ServiceProcess, total
+from tests.waiting import until
 
 NUM_CLIENTS = 64
 # Of them, those that ask over HTTP, half for JSON and half for Arrow.
@@ -81,9 +82,7 @@ class Load:
     async def until_answered(self, more: int, seconds: float = PATIENCE_SECONDS) -> None:
         """Wait until so many more have been answered."""
         goal = self.answered + more
-        async with asyncio.timeout(seconds):
-            while self.answered < goal:  # noqa: ASYNC110 - a count, not an event
-                await asyncio.sleep(0.01)
+        await until(lambda: self.answered >= goal, seconds)
 
     def check(self) -> None:
         """See that nothing was wrong and nothing lost."""

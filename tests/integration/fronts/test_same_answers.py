@@ -21,6 +21,7 @@ from teacher_service.fronts import arena
 from teacher_service.service import TeacherService
 from tests.integration.counting_backend import CountingBackend
 from tests.integration.raw_calls import ask, channel_to, compute, stream, until_empty, value
+from tests.waiting import until
 
 ServeTeacher = Callable[..., AbstractAsyncContextManager[TeacherService]]
 
@@ -130,8 +131,7 @@ async def test_the_status_of_a_full_queue_has_a_pause(serve_teacher: ServeTeache
     bounds = {"max_queue_sequences": 2, "max_sequences": 2, "front_processes": 2}
     async with serve_teacher(None, backend, **bounds) as service, channel_to(service) as channel:
         waiting = [compute(channel, ask((one,))) for one in (1, 2)]
-        while value(service, "teacher_queue_size") < 2:  # noqa: ASYNC110 - a state, not an event
-            await asyncio.sleep(0.005)
+        await until(lambda: value(service, "teacher_queue_size") >= 2)
         code, details, trailers = await status(channel, request_to_proto(ask((3,))))
         assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
         assert "sequences in the queue" in details
@@ -161,9 +161,7 @@ async def test_large_answers_come_whole(
         assert list(map(len, got)) == [len(one) for one in expected]
         assert got == expected
         (front,) = service._doors.fronts._living.values()  # type: ignore[union-attr]  # it has fronts
-        async with asyncio.timeout(10):
-            while front._arena.taken_bytes:  # noqa: ASYNC110 - a state, not an event
-                await asyncio.sleep(0.01)
+        await until(lambda: not front._arena.taken_bytes)
 
 
 async def test_a_client_never_learns_that_there_are_fronts(serve_teacher: ServeTeacher, valkey: str) -> None:

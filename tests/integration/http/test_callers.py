@@ -12,6 +12,7 @@ import pytest
 from teacher_service.http_door import bodies
 from teacher_service.service import TeacherService
 from tests.integration.http.speaking import ARROW, PROBLEM, HeldBackend, ServeTeacher, http_to
+from tests.integration.raw_calls import value
 from tests.waiting import until
 
 ASKED = json.dumps({"sequences": [{"token_ids": [1, 2, 3]}]}).encode()
@@ -32,10 +33,6 @@ async def exchange(service: TeacherService, *parts: bytes) -> bytes:
 def head(*lines: str) -> bytes:
     fixed = ("POST /v1/logits HTTP/1.1", "host: teacher", "content-type: application/json", "connection: close")
     return "\r\n".join([*fixed, *lines, "", ""]).encode()
-
-
-def count(service: TeacherService, name: str, **labels: str) -> float:
-    return service.metrics.registry.get_sample_value(name, labels) or 0.0
 
 
 async def test_a_body_of_unknown_length_is_read_within_the_bound(serve_teacher: ServeTeacher) -> None:
@@ -106,14 +103,14 @@ async def test_the_work_of_a_caller_that_has_gone_never_reaches_the_model(serve_
         reader, writer = await asyncio.open_connection("127.0.0.1", service.http_port)
         waiting = json.dumps({"sequences": [{"token_ids": [2] * 1000}]}).encode()
         writer.write(head(f"content-length: {len(waiting)}") + waiting)
-        await until(lambda: count(service, "teacher_queue_tokens") == 1005)
+        await until(lambda: value(service, "teacher_queue_tokens") == 1005)
         writer.close()
-        await until(lambda: count(service, "teacher_queue_tokens") == 5)
+        await until(lambda: value(service, "teacher_queue_tokens") == 5)
         backend.gate.set()
         assert (await computing).status_code == 200
         assert (await http.post("/v1/logits", json={"sequences": [{"token_ids": [3]}]})).status_code == 200
         assert backend.num_tokens == 6
-        assert count(service, "teacher_requests_total", method="POST /v1/logits", code="499") == 1
+        assert value(service, "teacher_requests_total", method="POST /v1/logits", code="499") == 1
         del reader
 
 
@@ -124,13 +121,14 @@ async def test_a_slow_reader_holds_its_answer_and_no_more(serve_teacher: ServeTe
     async with serve_teacher(fixture_vocabulary_size=4000) as service:
         reader, writer = await asyncio.open_connection("127.0.0.1", service.http_port, limit=2**16)
         writer.write(head(f"content-length: {len(body)}", f"accept: {ARROW}") + body)
-        await until(lambda: count(service, "teacher_held_bytes") > 80_000_000)
+        await until(lambda: value(service, "teacher_held_bytes") > 80_000_000)
         assert (await reader.readline()).startswith(b"HTTP/1.1 200")
-        assert count(service, "teacher_requests_total", method="POST /v1/logits", code="200") == 0
+        assert value(service, "teacher_requests_total", method="POST /v1/logits", code="200") == 0
         rest = await asyncio.wait_for(reader.read(), 60)
         assert len(rest) > 80_000_000
-        await until(lambda: count(service, "teacher_held_bytes") == 0)
-        assert count(service, "teacher_requests_total", method="POST /v1/logits", code="200") == 1
+        await until(lambda: value(service, "teacher_held_bytes") == 0)
+        # Counted behind the last byte.
+        await until(lambda: value(service, "teacher_requests_total", method="POST /v1/logits", code="200") == 1)
         writer.close()
 
 
