@@ -44,16 +44,21 @@ class Chunk:
 
 def write_answer(answer: RawAnswer) -> bytes:
     """Return the message of a whole answer."""
+    return b"".join(answer_parts(answer))
+
+
+def answer_parts(answer: RawAnswer) -> list[Buffer]:
+    """Return the message of a whole answer as what it is joined of, its payloads where they lie."""
     rest = pb.ComputeLogitsResponse(
         fingerprint=answer.fingerprint, timing=answer.timing, cache_hits=answer.cache_hits
     ).SerializeToString()
     parts: list[Buffer] = []
     for payload in answer.payloads:
-        parts += (_payload_head(len(payload)), payload)
-    return b"".join([*parts, rest])
+        parts += (payload_head(len(payload)), payload)
+    return [*parts, rest]
 
 
-def read_answer(data: bytes) -> RawAnswer:
+def read_answer(data: Buffer) -> RawAnswer:
     """Return the answer that a message holds; its payloads are views of the message.
 
     Raises:
@@ -68,7 +73,7 @@ def read_answer(data: bytes) -> RawAnswer:
         payloads.append(view[start:end])
         at = end
     # Whatever order the fields come in: a message is the same as its parts one after the other.
-    rest = pb.ComputeLogitsResponse.FromString(data[at:])
+    rest = pb.ComputeLogitsResponse.FromString(bytes(view[at:]))
     return RawAnswer([*payloads, *rest.payloads], rest.fingerprint, rest.timing, rest.cache_hits)
 
 
@@ -112,7 +117,8 @@ def _plain_chunk(data: bytes) -> Chunk | None:
 
 
 @lru_cache(maxsize=64)  # the payloads of an answer mostly have one length
-def _payload_head(num_bytes: int) -> bytes:
+def payload_head(num_bytes: int) -> bytes:
+    """Return what stands in a message before a payload of this length."""
     return _number(_PAYLOAD) + _number(num_bytes)
 
 
@@ -126,7 +132,7 @@ def _number(value: int) -> bytes:
     return bytes(written)
 
 
-def _read_number(data: bytes, at: int) -> tuple[int, int] | None:
+def _read_number(data: Buffer, at: int) -> tuple[int, int] | None:
     """Return the number that starts there, and where it ends; None where it is not written as `_number` does.
 
     Only numbers of up to nine bytes, 63 bits.
@@ -139,7 +145,7 @@ def _read_number(data: bytes, at: int) -> tuple[int, int] | None:
     return None
 
 
-def _length(data: bytes, at: int) -> tuple[int, int] | None:
+def _length(data: Buffer, at: int) -> tuple[int, int] | None:
     """Return the start and the end of the bytes whose length stands there; None unless they are all there."""
     number = _read_number(data, at)
     if number is None:

@@ -12,10 +12,12 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
+from stillhouse.answer_messages import RawAnswer
 from stillhouse.encodings import ValueType
 from stillhouse.errors import RequestTooLongError
 from stillhouse.payload_header import Header, expected_headers
 from stillhouse.request import LogitsRequest, TeacherDescription
+from stillhouse.teacher.v1 import teacher_service_pb2 as pb
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +35,18 @@ class EncodedAnswer:
     def num_bytes(self) -> int:
         """Bytes of all payloads together."""
         return sum(map(len, self.payloads))
+
+    def timing(self) -> pb.Timing:
+        """Return its times as the contract tells them."""
+        return pb.Timing(
+            queue_seconds=self.queue_seconds,
+            compute_seconds=self.compute_seconds,
+            encode_seconds=self.encode_seconds,
+        )
+
+    def raw(self) -> RawAnswer:
+        """Return what the message of it is made of."""
+        return RawAnswer(self.payloads, self.fingerprint, self.timing(), self.cache_hits)
 
 
 @dataclass(frozen=True, slots=True)

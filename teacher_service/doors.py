@@ -18,7 +18,7 @@ import structlog
 from teacher_service.addresses import address_of, bind, bind_unix, is_loopback
 from teacher_service.admission import Admission
 from teacher_service.answering import HeadGiving
-from teacher_service.app import build_app
+from teacher_service.app import HttpDoor
 from teacher_service.fronts.supervisor import Fronts
 from teacher_service.grpc_door import GrpcDoor
 from teacher_service.http_server import HttpServer
@@ -68,8 +68,8 @@ class Doors:
         )
         page = PageRoutes(lifecycle, metrics, admission.access, settings, notes, history)
         size = settings.max_http_body_bytes
-        self.http_app = build_app(lifecycle, metrics, admission, notes, page, max_body_bytes=size)
-        self._http = server(self.http_app, tls=None if tls is None else tls.http_context())
+        self.http_door = HttpDoor(lifecycle, metrics, admission, notes, page, max_body_bytes=size)
+        self._http = server(self.http_door, tls=None if tls is None else tls.http_context())
         self._plain_http = server(build_plain_app(lifecycle, metrics, admission.access))
         self._plain: PlainPort | None = None
         self._folder = contextlib.ExitStack()

@@ -14,7 +14,7 @@ from typing import Any, cast
 
 import grpc
 
-from stillhouse.answer_messages import RawAnswer, write_answer, write_chunk
+from stillhouse.answer_messages import write_answer, write_chunk
 from stillhouse.chunks import split_views
 from stillhouse.encodings import ValueType
 from stillhouse.errors import FingerprintMismatchError, InvalidRequestError, RequestTooLongError
@@ -92,7 +92,7 @@ class TeacherServicer:
         most = self._max_message_bytes - _MESSAGE_OVERHEAD_BYTES
         async with AsyncExitStack() as stack:
             answer = await stack.enter_async_context(self._answering(request.request, most))
-            response = write_answer(RawAnswer(answer.payloads, answer.fingerprint, _timing(answer), answer.cache_hits))
+            response = write_answer(answer.raw())
             # Until its last byte has gone, the answer counts as held.
             held = stack.pop_all()
         context.add_done_callback(cast("Any", lambda _: asyncio.ensure_future(held.aclose())))
@@ -107,7 +107,7 @@ class TeacherServicer:
             yield pb.StreamLogitsResponse(header=header).SerializeToString()
             for offset, parts in split_views(answer.payloads):
                 yield write_chunk(offset, parts)
-            trailer = pb.StreamTrailer(timing=_timing(answer), cache_hits=answer.cache_hits)
+            trailer = pb.StreamTrailer(timing=answer.timing(), cache_hits=answer.cache_hits)
             yield pb.StreamLogitsResponse(trailer=trailer).SerializeToString()
 
     @asynccontextmanager
@@ -129,11 +129,3 @@ def _value_type(request: pb.GetOutputHeadRequest) -> ValueType | None:
     if request.value_type not in _VALUE_TYPES:
         raise InvalidRequestError(f"value_type must be float32 or bfloat16; got number {request.value_type}")
     return _VALUE_TYPES[request.value_type]
-
-
-def _timing(answer: EncodedAnswer) -> pb.Timing:
-    return pb.Timing(
-        queue_seconds=answer.queue_seconds,
-        compute_seconds=answer.compute_seconds,
-        encode_seconds=answer.encode_seconds,
-    )

@@ -27,6 +27,10 @@ _DISCARD_SECONDS = 5.0
 _RETRY_AFTER_SECONDS = 1.0
 
 
+# Where a scope keeps them once they are read.
+_HEADERS = "stillhouse.headers"
+
+
 class CallerGone(Exception):  # noqa: N818 - no fault: nobody is left to be told of one
     """The caller closed the connection before its answer was whole."""
 
@@ -146,5 +150,13 @@ def content_length(scope: Scope) -> int | None:
 
 def header(scope: Scope, name: str) -> str | None:
     """Return a request's header, or None; of several the first."""
-    wanted = name.encode("latin-1")
-    return next((value.decode("latin-1") for key, value in scope["headers"] if key.lower() == wanted), None)
+    return headers_of(scope).get(name)
+
+
+def headers_of(scope: Scope) -> dict[str, str]:
+    """Return a request's headers by their names in lower case; of several of a name the first."""
+    read: dict[str, str] | None = scope.get(_HEADERS)
+    if read is None:
+        pairs = reversed(scope["headers"])
+        read = scope[_HEADERS] = {key.decode("latin-1").lower(): value.decode("latin-1") for key, value in pairs}
+    return read

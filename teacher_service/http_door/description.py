@@ -13,10 +13,11 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
+from stillhouse.http_forms import MESSAGE_TYPE, PAYLOAD_TYPE, PROBLEM_TYPE
 from teacher_service.http_door.answer_models import LogitsOut, StatusOut, TeacherOut
 from teacher_service.http_door.arrow_answers import ARROW_TYPE
 from teacher_service.http_door.head_file import HEAD_TYPE
-from teacher_service.http_door.problems import PROBLEM_TYPE, Problem
+from teacher_service.http_door.problems import Problem
 from teacher_service.http_door.requests import LogitsIn
 
 _REF = "#/components/schemas/{model}"
@@ -30,7 +31,7 @@ _WHEN = {
     409: "Teacher and student do not have the same vocabulary.",
     412: "The teacher's fingerprint is not the one that was expected.",
     413: "More sequences, tokens or bytes than the limits allow.",
-    415: "The body is not plain JSON.",
+    415: "The body is neither plain JSON nor a message.",
     429: "A bound is reached; `retry-after` says when to come again.",
     500: "A fault in the service; its log says more.",
     501: "This teacher does not offer what was asked for.",
@@ -52,7 +53,8 @@ STATUSES = {
 }
 """The refusals of each route."""
 
-_BINARY = {"schema": {"type": "string", "format": "binary"}}
+_BYTES = {"type": "string", "format": "binary"}
+_BINARY = {"schema": _BYTES}
 
 _EXAMPLES: dict[str, Any] = {
     "dense": {"summary": "All logits of the last position", "value": {"sequences": [{"token_ids": [1, 2, 3]}]}},
@@ -112,7 +114,10 @@ def describe(app: FastAPI) -> dict[str, Any]:
             operation["security"] = [{}] if path in ("/livez", "/readyz") else [{"token": []}, {}]
     page["paths"]["/v1/logits"]["post"]["requestBody"] = {
         "required": True,
-        "content": {"application/json": {"schema": _reference(LogitsIn), "examples": _EXAMPLES}},
+        "content": {
+            "application/json": {"schema": _reference(LogitsIn), "examples": _EXAMPLES},
+            MESSAGE_TYPE: {"schema": {**_BYTES, "description": "A `ComputeLogitsRequest` of the contract in proto/."}},
+        },
     }
     return page
 
@@ -129,11 +134,12 @@ def _answers(path: str) -> dict[str, Any]:
         case "/metrics":
             return _answer("The text that Prometheus reads.", {"text/plain": {"schema": {"type": "string"}}})
         case "/v1/teacher":
-            return _answer("What is served.", {json: {"schema": _reference(TeacherOut)}})
+            return _answer("What is served.", {json: {"schema": _reference(TeacherOut)}, MESSAGE_TYPE: _BINARY})
         case "/v1/output-head":
-            return _answer("A safetensors file.", {HEAD_TYPE: _BINARY})
+            return _answer("A safetensors file, or one payload.", {HEAD_TYPE: _BINARY, PAYLOAD_TYPE: _BINARY})
         case _:
-            return _answer("The answer.", {json: {"schema": _reference(LogitsOut)}, ARROW_TYPE: _BINARY})
+            content = {json: {"schema": _reference(LogitsOut)}, ARROW_TYPE: _BINARY, MESSAGE_TYPE: _BINARY}
+            return _answer("The answer; to a message, a message.", content)
 
 
 def _answer(description: str, content: dict[str, Any]) -> dict[str, Any]:

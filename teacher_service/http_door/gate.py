@@ -9,6 +9,8 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import cache
+from types import TracebackType
 
 import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -19,9 +21,10 @@ from stillhouse.request_ids import REQUEST_ID_HEADER
 from teacher_service.admission import Admission
 from teacher_service.auth import Access, Caller
 from teacher_service.auth import Scope as AccessScope
-from teacher_service.http_door.bodies import Bodies, Body, CallerGone, header
+from teacher_service.http_door.bodies import Bodies, Body, CallerGone, header, headers_of
 from teacher_service.http_door.problems import problem_of
 from teacher_service.http_door.streaming import NO_BODY
+from teacher_service.http_door.wire import wire_of
 from teacher_service.metrics import Metrics
 from teacher_service.page import paths
 from teacher_service.request_notes import RequestNote, RequestNotes
@@ -51,14 +54,16 @@ class Gate:
         admission: Admission,
         metrics: Metrics,
         notes: RequestNotes,
-        *,
-        max_body_bytes: int,
+        bodies: Bodies,
     ) -> None:
         self._app = app
         self._admission = admission
         self._metrics = metrics
+        # Methods and codes are few, and to look their counters up takes longer than to count.
+        self._requests = cache(metrics.requests.labels)
+        self._request_duration = cache(metrics.request_duration.labels)
         self._notes = notes
-        self._bodies = Bodies(max_body_bytes)
+        self._bodies = bodies
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request; whatever else is asked of this server (websockets) is not spoken here."""
@@ -71,46 +76,36 @@ class Gate:
         known = scope["path"] in _COUNTED_PATHS and scope["method"] in ("GET", "POST")
         method = f"{scope['method']} {scope['path']}" if known else "other"
         given, is_work = header(scope, REQUEST_ID_HEADER), scope["path"] in _WORKING_PATHS
-        headers = {key.decode("latin-1").lower(): value.decode("latin-1") for key, value in scope["headers"]}
-        with self._notes.taking(method, given, headers, is_shown=is_work) as note:
+        with self._notes.taking(method, given, headers_of(scope), is_shown=is_work) as note:
             await self._answer(method, note, scope, receive, _Answer(send, note.request_id))
 
     async def _answer(self, method: str, note: RequestNote, scope: Scope, receive: Receive, answer: _Answer) -> None:
         started = time.monotonic()
         body = Body(scope, receive)
         try:
-            await self._serve(scope, body, receive, answer, note)
+            await self._serve(scope, body, answer, note)
         except CallerGone:
             answer.status = _CALLER_GONE
         except Exception as error:  # noqa: BLE001 - told to the caller, and logged where it is a fault
             await self._refuse(error, scope, body, answer)
         finally:
             note.code = str(answer.status)
-            self._metrics.requests.labels(method, str(answer.status)).inc()
-            self._metrics.request_duration.labels(method).observe(time.monotonic() - started)
+            self._requests(method, note.code).inc()
+            self._request_duration(method).observe(time.monotonic() - started)
 
-    async def _serve(self, scope: Scope, body: Body, receive: Receive, answer: _Answer, note: RequestNote) -> None:
+    async def _serve(self, scope: Scope, body: Body, answer: _Answer, note: RequestNote) -> None:
         async with self._admitted(scope, note), self._bodies.read(body) as data:
-            gone = asyncio.ensure_future(_caller_gone(receive))
-            work = asyncio.ensure_future(self._work(scope, data, gone, answer))
-            try:
-                await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
-                if not (work.done() or answer.is_complete):
-                    raise CallerGone
-                await work
-            finally:
-                gone.cancel()
-                work.cancel()
-                await asyncio.wait({work, gone})
+            with _WhileCallerIsThere(scope, answer):
+                await self._work(scope, data, answer)
 
-    async def _work(self, scope: Scope, data: bytes, gone: asyncio.Future[None], answer: _Answer) -> None:
+    async def _work(self, scope: Scope, data: bytes, answer: _Answer) -> None:
         is_read = False
 
         async def replay() -> Message:
             nonlocal is_read
             if is_read:
-                await asyncio.wait({gone})
-                return {"type": "http.disconnect"}
+                # Whoever asks again wants to know when the caller goes, which cancels all that is done for it.
+                await asyncio.get_running_loop().create_future()
             is_read = True
             return {"type": "http.request", "body": data, "more_body": False}
 
@@ -129,8 +124,9 @@ class Gate:
         else:
             async with self._admission.admit(caller_of(self._admission.access, scope, "teacher")) as caller:
                 note.caller = caller.name
-                with structlog.contextvars.bound_contextvars(caller=caller.name):
-                    yield
+                # A server gives each request a task, and so a context, of its own: nothing has to be unbound.
+                structlog.contextvars.bind_contextvars(caller=caller.name)
+                yield
 
     async def _refuse(self, error: Exception, scope: Scope, body: Body, answer: _Answer) -> None:
         if isinstance(error, UnauthenticatedError | PermissionDeniedError):
@@ -157,6 +153,35 @@ def caller_of(access: Access, scope: Scope, wanted: AccessScope) -> Caller:
     return access.check(authorization, wanted)
 
 
+class _WhileCallerIsThere:
+    """Cancels a block when the caller goes away before its answer is complete; then raises `CallerGone`."""
+
+    def __init__(self, scope: Scope, answer: _Answer) -> None:
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 - a server answers in tasks
+        self._task = task
+        self._watchers = wire_of(scope).watchers
+        self._answer = answer
+        self._is_gone = False
+        self._cancelling = task.cancelling()
+
+    def __enter__(self) -> None:
+        self._watchers.add(self._leave)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._watchers.discard(self._leave)
+        # As asyncio's own timeouts do: a cancellation that others have asked for as well is theirs.
+        if self._is_gone and self._task.uncancel() <= self._cancelling and kind is asyncio.CancelledError:
+            raise CallerGone from error
+
+    def _leave(self) -> None:
+        if not self._answer.is_complete:
+            self._is_gone = True
+            self._task.cancel()
+
+
 class _Answer:
     """What is sent for one request, and how far it has come."""
 
@@ -176,11 +201,6 @@ class _Answer:
         else:
             self.is_complete = not message.get("more_body", False)
         await self._send(message)
-
-
-async def _caller_gone(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
 
 
 async def _nothing() -> Message:

@@ -48,6 +48,21 @@ def choose(accept: str | None, offers: Sequence[str]) -> str:
     return chosen
 
 
+def names(accept: str | None, offer: str) -> bool:
+    """Return whether a caller asks for this very type, rather than for anything or nothing in particular."""
+    return any(one.precision(offer) == 2 and one.quality > 0 for one in _ranges(accept or ""))
+
+
+def require_as_it_is(content_encoding: str | None) -> None:
+    """See that a body is not compressed.
+
+    Raises:
+        HTTPException: it is (415).
+    """
+    if (content_encoding or "identity").strip().lower() != "identity":
+        raise HTTPException(415, "content-encoding: send the body as it is", {"accept-encoding": "identity"})
+
+
 def require_json(content_type: str | None, content_encoding: str | None) -> None:
     """See that a body is plain JSON in UTF-8.
 
@@ -60,9 +75,9 @@ def require_json(content_type: str | None, content_encoding: str | None) -> None
     is_json = kind == "application/json" or (kind.startswith("application/") and kind.endswith("+json"))
     charset = parameters.get("charset", "utf-8").lower()
     if not is_json or charset not in ("utf-8", "utf8", "us-ascii"):
-        raise HTTPException(415, "content-type: send application/json, in UTF-8", {"accept-post": "application/json"})
-    if (content_encoding or "identity").strip().lower() != "identity":
-        raise HTTPException(415, "content-encoding: send the body as it is", {"accept-encoding": "identity"})
+        told = "content-type: send application/json, in UTF-8, or application/protobuf"
+        raise HTTPException(415, told, {"accept-post": "application/json, application/protobuf"})
+    require_as_it_is(content_encoding)
 
 
 def _ranges(accept: str) -> Iterator[_Range]:

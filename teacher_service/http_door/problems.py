@@ -22,8 +22,7 @@ from stillhouse.errors import (
     TeacherUnavailableError,
     UnauthenticatedError,
 )
-
-PROBLEM_TYPE = "application/problem+json"
+from stillhouse.http_forms import ERROR_URN, PROBLEM_TYPE
 
 # Time enough for a replica to take over; how long loading takes is in /readyz.
 _UNAVAILABLE_SECONDS = 1.0
@@ -41,6 +40,11 @@ class Problem(BaseModel):
     title: str
     status: int = Field(ge=400, le=599)
     detail: str = Field(description="The field, its value and the remedy.")
+    retry_after_seconds: float | None = Field(
+        default=None,
+        ge=0,
+        description="Where a bound is reached: `retry-after`, which counts whole seconds, to the ms.",
+    )
 
 
 def problem_of(error: BaseException) -> Response:
@@ -55,22 +59,26 @@ def problem_of(error: BaseException) -> Response:
     if not isinstance(error, TeacherError):
         logger.error("request_failed", exc_info=error)
         error = TeacherInternalError("an internal fault of the teacher service; its log says more")
-    headers = {}
+    headers: dict[str, str] = {}
+    more: dict[str, float] = {}
     if isinstance(error, UnauthenticatedError):
         headers["www-authenticate"] = "Bearer"
     if isinstance(error, OverloadedError):
         headers["retry-after"] = _seconds(error.retry_after_seconds)
+        if math.isfinite(error.retry_after_seconds):
+            more["retry_after_seconds"] = round(error.retry_after_seconds, 3)
     if isinstance(error, TeacherUnavailableError):
         headers["retry-after"] = _seconds(_UNAVAILABLE_SECONDS)
     name = type(error).__name__
-    text = problem_text(f"urn:stillhouse:error:{name}", error.http_status, str(error), name.removesuffix("Error"))
+    text = problem_text(f"{ERROR_URN}{name}", error.http_status, str(error), name.removesuffix("Error"), **more)
     return Response(text, error.http_status, headers, PROBLEM_TYPE)
 
 
-def problem_text(type_: str, status: int, detail: str, title: str | None = None) -> str:
+def problem_text(type_: str, status: int, detail: str, title: str | None = None, **more: float) -> str:
     """Return a problem's JSON: in ASCII, since what is quoted back may be no text that UTF-8 can hold."""
     title = HTTPStatus(status).phrase if title is None else title
-    return json.dumps({"type": type_, "title": title, "status": status, "detail": detail[:_MAX_DETAIL_CHARACTERS]})
+    told = {"type": type_, "title": title, "status": status, "detail": detail[:_MAX_DETAIL_CHARACTERS]}
+    return json.dumps(told | more)
 
 
 def _seconds(seconds: float) -> str:

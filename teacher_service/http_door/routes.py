@@ -13,6 +13,8 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from stillhouse.encodings import ValueType
 from stillhouse.errors import EncodingNotOfferedError, FingerprintMismatchError, InvalidRequestError, TeacherError
+from stillhouse.http_forms import FINGERPRINT_HEADER, MESSAGE_TYPE, PAYLOAD_TYPE
+from stillhouse.messages import description_to_proto
 from stillhouse.request import TeacherDescription
 from stillhouse.token_texts import TokenTexts
 from teacher_service.auth import Access
@@ -20,9 +22,9 @@ from teacher_service.http_door.arrow_answers import ARROW_TYPE, arrow_parts
 from teacher_service.http_door.gate import HELD
 from teacher_service.http_door.head_file import HEAD_TYPE, HeadFile
 from teacher_service.http_door.json_answers import check_size, json_parts
-from teacher_service.http_door.negotiation import choose, require_json
+from teacher_service.http_door.negotiation import choose, names, require_json
 from teacher_service.http_door.requests import KINDS, LogitsIn
-from teacher_service.http_door.streaming import PiecewiseResponse
+from teacher_service.http_door.streaming import HeadResponse, PiecewiseResponse
 from teacher_service.lifecycle import Lifecycle
 from teacher_service.metrics import Metrics
 
@@ -78,18 +80,27 @@ class Routes:
         await self._metrics.refresh()
         return Response(generate_latest(self._metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
-    async def teacher(self, include_tokens: bool = False) -> JSONResponse:
-        """With `include_tokens`, all tokens of its tokenizer, by id."""
-        return JSONResponse(_description(self._lifecycle.teacher.description, include_tokens=include_tokens))
+    async def teacher(self, request: Request, include_tokens: bool = False) -> Response:
+        """With `include_tokens`, all tokens of its tokenizer, by id. As a message where `accept` names that."""
+        description = self._lifecycle.teacher.description
+        if names(request.headers.get("accept"), MESSAGE_TYPE):
+            message = description_to_proto(description, include_tokens=include_tokens)
+            return Response(message.SerializeToString(), media_type=MESSAGE_TYPE, headers={"vary": "accept"})
+        content = _description(description, include_tokens=include_tokens)
+        return JSONResponse(content, headers={"vary": "accept"})
 
     async def output_head(
         self,
+        request: Request,
         value_type: Annotated[
             Literal["float32", "bfloat16"] | None, Query(description="By default as the teacher computes.")
         ] = None,
         expected_fingerprint: Annotated[str, Query(description="Refuse where the teacher's is another.")] = "",
     ) -> Response:
-        """Give a safetensors file: `weight`, `bias` if the model has one; `scale` and `soft_cap` in its metadata."""
+        """Give a safetensors file: `weight`, `bias` if the model has one; `scale` and `soft_cap` in its metadata.
+
+        As one payload, with its checksum, where `accept` names that.
+        """
         teacher = self._lifecycle.teacher
         description = teacher.description
         if expected_fingerprint not in ("", description.fingerprint):
@@ -99,11 +110,16 @@ class Routes:
             )
         if teacher.output_head is None:
             raise EncodingNotOfferedError("this teacher does not offer HIDDEN, and so no output head")
+        about = {FINGERPRINT_HEADER: description.fingerprint, "vary": "accept"}
+        if names(request.headers.get("accept"), PAYLOAD_TYPE):
+            held: AsyncExitStack = request.scope[HELD]
+            head = await held.enter_async_context(self._lifecycle.head_bytes.sending(value_type))
+            self._metrics.response_bytes.labels("OutputHead").inc(head.num_bytes)
+            return HeadResponse(head, PAYLOAD_TYPE, about)
         default: ValueType = "bfloat16" if description.compute_dtype == "bfloat16" else "float32"
         file = HeadFile(teacher.output_head, value_type or default, description.fingerprint)
         self._metrics.response_bytes.labels("OutputHead").inc(file.num_bytes)
-        headers = {"content-length": str(file.num_bytes), "stillhouse-fingerprint": description.fingerprint}
-        return PiecewiseResponse(file.parts(), HEAD_TYPE, headers)
+        return PiecewiseResponse(file.parts(), HEAD_TYPE, about | {"content-length": str(file.num_bytes)})
 
     async def logits(self, request: Request) -> Response:
         """Answer in JSON, or as an Arrow IPC stream where `accept` asks for one."""

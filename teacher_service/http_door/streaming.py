@@ -11,6 +11,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from teacher_service.answering import HeadToSend
+
 PIECE_BYTES = 2**20
 """About how much is made, and sent, at once."""
 
@@ -47,6 +49,27 @@ class PiecewiseResponse(Response):
             await send({"type": "http.response.body", "body": piece, "more_body": True})
             piece, following = following, await asyncio.to_thread(next, self._pieces, None)
         await send({"type": "http.response.body", "body": piece, "more_body": False})
+
+
+class HeadResponse(Response):
+    """An output head's bytes, each chunk sent as soon as the caller has room for it."""
+
+    def __init__(self, head: HeadToSend, media_type: str, headers: Mapping[str, str]) -> None:
+        self._head = head
+        self.media_type = media_type
+        self.status_code = 200
+        self.background = None
+        self.body = b""
+        self.init_headers({**headers, "content-length": str(head.num_bytes)})
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send all of it."""
+        del receive
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        if not scope.get(NO_BODY):
+            async for _, data in self._head.chunks():
+                await send({"type": "http.response.body", "body": data, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 def gathered(parts: Iterable[bytes | memoryview]) -> Iterator[bytes]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from collections.abc import AsyncIterator
 
 import httpx
 import pytest
 
+from teacher_service import http_server
 from teacher_service.http_door import bodies
 from teacher_service.service import TeacherService
 from tests.integration.http.speaking import ARROW, PROBLEM, HeldBackend, ServeTeacher, http_to
@@ -199,3 +201,60 @@ async def test_a_connection_serves_many_requests(serve_teacher: ServeTeacher) ->
             assert "connection" not in response.headers
         assert statuses == [200, 400, 200]
         assert isinstance(http, httpx.AsyncClient)
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"GET /livez HTTP/1.1\r\nhost: t\r\n" + b"x: yyyyyyyyyyyyyyyyyyyy\r\n" * 2000 + b"\r\n",
+        b"GET /" + b"a" * 40_000 + b" HTTP/1.1\r\nhost: t\r\n\r\n",
+    ],
+    ids=["many fields", "a long path"],
+)
+async def test_a_head_has_a_bound(serve_teacher: ServeTeacher, sent: bytes) -> None:
+    async with serve_teacher() as service:
+        answer = await exchange(service, sent)
+        assert answer.startswith(b"HTTP/1.1 400")
+        assert PROBLEM.encode() in answer
+
+
+async def until_closed(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, more: bytes) -> bytes:
+    """Send without an end until the other side has closed; return what it said before, as far as that came."""
+    said = b""
+    with contextlib.suppress(ConnectionError):
+        async with asyncio.timeout(http_server._HEAD_SECONDS / 2):
+            for _ in range(200):
+                writer.write(more)
+                await writer.drain()
+            said = await reader.read()
+    writer.close()
+    return said
+
+
+@pytest.mark.parametrize("begun", [b"GET /livez HTTP/1.1\r\nhost: t\r\nx: ", b"GET /"], ids=["field", "path"])
+async def test_a_head_without_an_end_has_the_same_bound(serve_teacher: ServeTeacher, begun: bytes) -> None:
+    """Long before it would have to be whole."""
+    async with serve_teacher() as service:
+        reader, writer = await asyncio.open_connection("127.0.0.1", service.http_port)
+        writer.write(begun)
+        assert (await until_closed(reader, writer, b"y" * 20_000))[:12] in (b"", b"HTTP/1.1 400")
+
+
+async def test_a_head_that_comes_while_a_request_is_under_way_has_the_same_bound(serve_teacher: ServeTeacher) -> None:
+    backend = HeldBackend()
+    async with serve_teacher(given=backend) as service:
+        reader, writer = await asyncio.open_connection("127.0.0.1", service.http_port)
+        writer.write(head(f"content-length: {len(ASKED)}").replace(b"close", b"keep-alive") + ASKED)
+        await until(backend.started.is_set)
+        writer.write(b"GET /livez HTTP/1.1\r\nx: ")
+        assert b"200 OK" not in await until_closed(reader, writer, b"y" * 20_000)
+        await until(lambda: service._admission.num_in_flight == 0)
+        backend.gate.set()
+
+
+async def test_a_request_right_behind_a_large_one_is_within_the_bound(serve_teacher: ServeTeacher) -> None:
+    large = ASKED.ljust(100_000)
+    kept = head(f"content-length: {len(large)}").replace(b"close", b"keep-alive")
+    async with serve_teacher() as service:
+        answer = await exchange(service, kept + large + head(f"content-length: {len(ASKED)}") + ASKED)
+        assert answer.count(b"HTTP/1.1 200") == 2

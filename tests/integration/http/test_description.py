@@ -31,7 +31,7 @@ async def test_every_route_is_described_with_every_refusal_as_a_problem(serve_te
             closed = path not in ("/livez", "/readyz")
             assert ("401" in operation["responses"]) == closed
     offered = page["paths"]["/v1/logits"]["post"]["responses"]["200"]["content"]
-    assert set(offered) == {"application/json", "application/vnd.apache.arrow.stream"}
+    assert set(offered) == {"application/json", "application/protobuf", "application/vnd.apache.arrow.stream"}
 
 
 async def test_what_is_asked_and_answered_fits_the_schemas(

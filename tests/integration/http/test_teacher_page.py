@@ -39,9 +39,10 @@ async def test_the_examples_run_as_they_stand(serve_teacher: ServeTeacher, tiny_
                 printed.append(await run("bash", "-c", here))
             elif language == "python":
                 printed.append(await run(sys.executable, "-c", here))
-    curl, arrow, hidden = printed
+    curl, arrow, message, hidden = printed
     assert json.loads(curl)["payloads"][0]["texts"]
     assert arrow.startswith(fingerprint)
+    assert re.fullmatch(rf"{fingerprint} \d+\n", message)
     assert re.fullmatch(r"\[\d+\]\n", hidden)
 
 

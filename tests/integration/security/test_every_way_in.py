@@ -50,7 +50,7 @@ def rpcs_of_descriptors() -> set[str]:
 
 def paths_of(service: TeacherService) -> set[str]:
     """Every path that the FastAPI application answers, in its description or not."""
-    return set(_paths(service._doors.http_app.routes)) | set(service._doors.http_app.openapi()["paths"])
+    return set(_paths(service._doors.http_door.app.routes)) | set(service._doors.http_door.app.openapi()["paths"])
 
 
 def _paths(routes: Sequence[object]) -> Iterator[str]:
