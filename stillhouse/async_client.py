@@ -6,22 +6,20 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from functools import partial
 from types import TracebackType
 from typing import Self, TypeVar
 
-import grpc
-import grpc.aio
 import tenacity
 from torch import Tensor
 
-from stillhouse.answer_messages import RawAnswer, read_answer, read_stream_message
+from stillhouse.async_http_calls import AsyncHttpCalls
+from stillhouse.calls import AsyncCalls
 from stillhouse.client_base import ClientBase
 from stillhouse.cutting import Part, join_answers
 from stillhouse.encodings import Encoding, ValueType
 from stillhouse.errors import ConfigurationError, StillhouseError, TeacherTimeoutError
-from stillhouse.exchange import COMPUTE_LOGITS, STREAM_LOGITS, StreamReader, checked_message, decode_answer
-from stillhouse.messages import request_to_proto
+from stillhouse.exchange import decode_answer
+from stillhouse.grpc_calls import AsyncGrpcCalls
 from stillhouse.payloads import OutputHead, Payload
 from stillhouse.plain_requests import CandidateRows, PositionChoice, TokenRows, plain_request
 from stillhouse.providers import Answer
@@ -29,9 +27,6 @@ from stillhouse.request import LogitsRequest, TeacherDescription
 from stillhouse.request_ids import naming_errors, request_id
 from stillhouse.retries import LEAST_TIMEOUT_SECONDS, Retries
 from stillhouse.scoring import plan_scoring
-from stillhouse.status import error_of
-from stillhouse.teacher.v1 import teacher_service_pb2 as pb
-from stillhouse.teacher.v1 import teacher_service_pb2_grpc as rpc
 from stillhouse.tracing import span
 
 _R = TypeVar("_R")
@@ -41,7 +36,7 @@ class AsyncTeacherClient(ClientBase):
     """The same as `TeacherClient`, for asyncio: use it in `async with`, or `close` it, in one event loop."""
 
     def _open(self) -> None:
-        self._channel: grpc.aio.Channel | None = None
+        self._opened: AsyncCalls | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._describing = asyncio.Lock()
         self._fetching_head = asyncio.Lock()
@@ -55,8 +50,12 @@ class AsyncTeacherClient(ClientBase):
             known = self._descriptions.get(include_tokens)
             if known is not None:
                 return known
-            attempt = partial(self._describe, pb.GetTeacherRequest(include_tokens=include_tokens))
-            return self._remember(await self._call(attempt), include_tokens=include_tokens)
+            message = await self._call(
+                lambda seconds: self._calls().describe(
+                    include_tokens=include_tokens, seconds=seconds, metadata=self._metadata
+                )
+            )
+            return self._remember(message, include_tokens=include_tokens)
 
     async def answer(self, request: LogitsRequest) -> Answer:
         """Answer a request; one over the teacher's limits on sequences, tokens or bytes is asked in parts."""
@@ -68,7 +67,12 @@ class AsyncTeacherClient(ClientBase):
         """Return what rebuilds the logits from a `Hidden` answer, as `TeacherClient.output_head` does."""
         async with self._held(self._fetching_head):
             if value_type not in self._heads:
-                self._heads[value_type] = await self._call(partial(self._fetch_head, await self.describe(), value_type))
+                teacher = await self.describe()
+                self._heads[value_type] = await self._call(
+                    lambda seconds: self._calls().output_head(
+                        self._head_reader(teacher, value_type), seconds=seconds, metadata=self._metadata
+                    )
+                )
             return self._heads[value_type]
 
     async def logits(
@@ -108,10 +112,10 @@ class AsyncTeacherClient(ClientBase):
         return scoring.read((await self.answer(scoring.request)).payloads)
 
     async def close(self) -> None:
-        """Close the channel; calls still under way end with an error."""
+        """Close what is open; calls still under way end with an error."""
         self._is_closed = True
-        if self._channel is not None:
-            await self._channel.close(None)
+        if self._opened is not None:
+            await self._opened.close()
 
     async def __aenter__(self) -> Self:
         return self
@@ -121,67 +125,25 @@ class AsyncTeacherClient(ClientBase):
     ) -> None:
         await self.close()
 
-    def _stub(self) -> rpc.TeacherServiceAsyncStub:
-        return rpc.TeacherServiceStub(self._open_channel())
-
-    def _open_channel(self) -> grpc.aio.Channel:
-        # Opened by the first call: a channel belongs to the event loop in which it is made.
+    def _calls(self) -> AsyncCalls:
+        # Opened by the first call: what carries it belongs to the event loop in which it is made.
         loop = asyncio.get_running_loop()
-        if self._channel is None:
+        if self._opened is None:
             self._loop = loop
-            if self._credentials is None:
-                self._channel = grpc.aio.insecure_channel(self.address, self._channel_options)
-            else:
-                self._channel = grpc.aio.secure_channel(self.address, self._credentials, self._channel_options)
+            self._opened = (
+                AsyncHttpCalls(self.address, self._tls_context)
+                if self._is_http
+                else AsyncGrpcCalls(self.address, self._channel_credentials, self._channel_options)
+            )
         elif self._loop is not loop:
             raise ConfigurationError(f"{self!r} belongs to the event loop that it was first used in; open another")
-        return self._channel
-
-    async def _describe(self, request: pb.GetTeacherRequest, seconds_left: float) -> pb.GetTeacherResponse:
-        return checked_message(await self._stub().GetTeacher(request, timeout=seconds_left, metadata=self._metadata))
+        return self._opened
 
     async def _answer_part(self, part: Part) -> Answer:
-        message = request_to_proto(part.request)
-        ask = self._ask if part.fits_one_message else partial(self._stream, part)
-
-        async def attempt(seconds_left: float) -> Answer:
-            return decode_answer(part, await ask(message, seconds_left))
+        async def attempt(seconds: float) -> Answer:
+            return decode_answer(part, await self._calls().answer(part, seconds=seconds, metadata=self._metadata))
 
         return await self._call(attempt)
-
-    async def _ask(self, message: pb.LogitsRequest, seconds_left: float) -> RawAnswer:
-        request = pb.ComputeLogitsRequest(request=message)
-        method = self._open_channel().unary_unary(
-            COMPUTE_LOGITS, pb.ComputeLogitsRequest.SerializeToString, read_answer
-        )
-        answer: RawAnswer | None = await method(request, timeout=seconds_left, metadata=self._metadata)
-        return checked_message(answer)
-
-    async def _stream(self, part: Part, message: pb.LogitsRequest, seconds_left: float) -> RawAnswer:
-        reader = StreamReader(part)
-        method = self._open_channel().unary_stream(
-            STREAM_LOGITS, pb.StreamLogitsRequest.SerializeToString, read_stream_message
-        )
-        request = pb.StreamLogitsRequest(request=message)
-        call = method(request, timeout=seconds_left, metadata=self._metadata)
-        try:
-            async for response in call:
-                reader.take(checked_message(response))
-        finally:
-            call.cancel()
-        return reader.finish()
-
-    async def _fetch_head(
-        self, teacher: TeacherDescription, value_type: ValueType | None, seconds_left: float
-    ) -> OutputHead:
-        reader = self._head_reader(teacher, value_type)
-        call = self._stub().GetOutputHead(reader.request, timeout=seconds_left, metadata=self._metadata)
-        try:
-            async for response in call:
-                reader.take(checked_message(response))
-        finally:
-            call.cancel()
-        return reader.finish()
 
     @asynccontextmanager
     async def _held(self, lock: asyncio.Lock) -> AsyncIterator[None]:
@@ -203,8 +165,9 @@ class AsyncTeacherClient(ClientBase):
             self._check_usable()
             try:
                 return await attempt(max(deadline - time.monotonic(), LEAST_TIMEOUT_SECONDS))
-            except grpc.aio.AioRpcError as error:
-                raise error_of(error, self.address) from error
+            except StillhouseError:
+                self._check_usable()  # closed meanwhile: not the teacher's fault, and not to be tried again
+                raise
 
         # One id for all attempts: the teacher's log then shows them together.
         with request_id() as name, naming_errors(name), span("teacher call", request_id=name):

@@ -1,4 +1,4 @@
-"""What a client asks of its gRPC channel, and what it makes of an address. Knows nothing of calls."""
+"""What a client asks of its gRPC channel, and what it makes of an address, HTTP's included. Knows nothing of calls."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 from stillhouse.chunks import CHUNK_BYTES
 from stillhouse.errors import ConfigurationError
+from stillhouse.http_address import HttpAddress, is_http
 from stillhouse.retries import FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS
 
 LEAST_MESSAGE_BYTES = 2 * CHUNK_BYTES
@@ -47,14 +48,19 @@ def default_options(max_message_bytes: int) -> list[tuple[str, Any]]:
 
 
 def check_address(address: str) -> None:
-    """See that gRPC would read an address as it is meant.
+    """See that an address would be read as it is meant, by gRPC or as one of HTTP.
 
     Raises:
         ConfigurationError: it would not.
     """
+    if is_http(address):
+        HttpAddress.of(address)
+        return
     scheme, colon, rest = address.partition(":")
     if "://" in address and scheme not in _SCHEMES:
-        raise ConfigurationError(f"address must be host:port, without {scheme}://; got {address!r}")
+        raise ConfigurationError(
+            f"address must be host:port (gRPC) or http://host:port, without {scheme}://; got {address!r}"
+        )
     if not colon or not rest:
         raise ConfigurationError(f"address must be host:port; got {address!r}")
     if scheme in _SCHEMES and scheme not in ("ipv4", "ipv6"):
@@ -68,6 +74,8 @@ def check_address(address: str) -> None:
 
 def is_local(address: str) -> bool:
     """Return whether what is sent to an address never leaves this machine."""
+    if is_http(address):
+        return _is_loopback_host(HttpAddress.of(address).host)
     scheme, _, rest = address.partition(":")
     if scheme in ("unix", "unix-abstract"):
         return True
@@ -76,7 +84,10 @@ def is_local(address: str) -> bool:
 
 
 def _is_loopback(target: str) -> bool:
-    host = target.rpartition(":")[0].strip("[]")
+    return _is_loopback_host(target.rpartition(":")[0].strip("[]"))
+
+
+def _is_loopback_host(host: str) -> bool:
     if host == "localhost":
         return True
     try:

@@ -1,7 +1,8 @@
-"""TeacherClient: a teacher behind gRPC, as a `TeacherLogitsProvider`. The same for asyncio is in `async_client`.
+"""TeacherClient: a teacher service as a `TeacherLogitsProvider`. The same for asyncio is in `async_client`.
 
-Every answer is checked before it is handed out (see `exchange`), and every error is the one that the service meant
-(see `status`). A call has a deadline, and is tried again, within bounds (see `retries`).
+Every answer is checked before it is handed out (see `exchange`), and every error is the one that the service meant. A
+call has a deadline, and is tried again, within bounds (see `retries`). How it travels is in `grpc_calls` and
+`http_calls`.
 """
 
 from __future__ import annotations
@@ -10,29 +11,25 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from types import TracebackType
-from typing import Self, TypeVar, cast
+from typing import Self, TypeVar
 
-import grpc
 import tenacity
 
-from stillhouse.answer_messages import RawAnswer, read_answer, read_stream_message
 from stillhouse.async_client import AsyncTeacherClient
+from stillhouse.calls import Calls
 from stillhouse.client_base import ClientBase
 from stillhouse.cutting import Part, join_answers
 from stillhouse.encodings import ValueType
 from stillhouse.errors import StillhouseError, TeacherTimeoutError
-from stillhouse.exchange import COMPUTE_LOGITS, STREAM_LOGITS, StreamReader, checked_message, decode_answer
-from stillhouse.messages import request_to_proto
+from stillhouse.exchange import decode_answer
+from stillhouse.grpc_calls import GrpcCalls
+from stillhouse.http_calls import HttpCalls
 from stillhouse.payloads import OutputHead
 from stillhouse.providers import Answer, TeacherLogitsProvider
 from stillhouse.request import LogitsRequest, TeacherDescription
 from stillhouse.request_ids import naming_errors, request_id
 from stillhouse.retries import LEAST_TIMEOUT_SECONDS, Retries
-from stillhouse.status import FailedCall, error_of
-from stillhouse.teacher.v1 import teacher_service_pb2 as pb
-from stillhouse.teacher.v1 import teacher_service_pb2_grpc as rpc
 from stillhouse.tracing import span
 
 _R = TypeVar("_R")
@@ -49,16 +46,10 @@ class TeacherClient(ClientBase, TeacherLogitsProvider):
     """
 
     def _open(self) -> None:
-        if self._credentials is None:
-            self._channel = grpc.insecure_channel(self.address, self._channel_options)
-        else:
-            self._channel = grpc.secure_channel(self.address, self._credentials, self._channel_options)
-        self._stub = rpc.TeacherServiceStub(self._channel)
-        self._compute_logits = self._channel.unary_unary(
-            COMPUTE_LOGITS, pb.ComputeLogitsRequest.SerializeToString, read_answer
-        )
-        self._stream_logits = self._channel.unary_stream(
-            STREAM_LOGITS, pb.StreamLogitsRequest.SerializeToString, read_stream_message
+        self._calls: Calls = (
+            HttpCalls(self.address, self._tls_context)
+            if self._is_http
+            else GrpcCalls(self.address, self._channel_credentials, self._channel_options)
         )
         self._describing = threading.Lock()
         self._fetching_head = threading.Lock()
@@ -72,8 +63,12 @@ class TeacherClient(ClientBase, TeacherLogitsProvider):
             known = self._descriptions.get(include_tokens)
             if known is not None:
                 return known
-            attempt = partial(self._describe, pb.GetTeacherRequest(include_tokens=include_tokens))
-            return self._remember(self._call(attempt), include_tokens=include_tokens)
+            message = self._call(
+                lambda seconds: self._calls.describe(
+                    include_tokens=include_tokens, seconds=seconds, metadata=self._metadata
+                )
+            )
+            return self._remember(message, include_tokens=include_tokens)
 
     def answer(self, request: LogitsRequest) -> Answer:
         """Answer a request; one over the teacher's limits on sequences, tokens or bytes is asked in parts."""
@@ -89,13 +84,18 @@ class TeacherClient(ClientBase, TeacherLogitsProvider):
         """
         with self._held(self._fetching_head):
             if value_type not in self._heads:
-                self._heads[value_type] = self._call(partial(self._fetch_head, self.describe(), value_type))
+                teacher = self.describe()
+                self._heads[value_type] = self._call(
+                    lambda seconds: self._calls.output_head(
+                        self._head_reader(teacher, value_type), seconds=seconds, metadata=self._metadata
+                    )
+                )
             return self._heads[value_type]
 
     def close(self) -> None:
-        """Close the channel; calls still under way end with an error."""
+        """Close what is open; calls still under way end with an error."""
         self._is_closed = True
-        self._channel.close()
+        self._calls.close()
 
     def __enter__(self) -> Self:
         return self
@@ -105,40 +105,11 @@ class TeacherClient(ClientBase, TeacherLogitsProvider):
     ) -> None:
         self.close()
 
-    def _describe(self, request: pb.GetTeacherRequest, seconds_left: float) -> pb.GetTeacherResponse:
-        return checked_message(self._stub.GetTeacher(request, timeout=seconds_left, metadata=self._metadata))
-
     def _answer_part(self, part: Part) -> Answer:
-        message = request_to_proto(part.request)
-        ask = self._ask if part.fits_one_message else partial(self._stream, part)
         # Decoded within the attempt: damaged bytes are a reason to ask again.
-        return self._call(lambda seconds_left: decode_answer(part, ask(message, seconds_left)))
-
-    def _ask(self, message: pb.LogitsRequest, seconds_left: float) -> RawAnswer:
-        request = pb.ComputeLogitsRequest(request=message)
-        answer: RawAnswer | None = self._compute_logits(request, timeout=seconds_left, metadata=self._metadata)
-        return checked_message(answer)
-
-    def _stream(self, part: Part, message: pb.LogitsRequest, seconds_left: float) -> RawAnswer:
-        reader = StreamReader(part)
-        request = pb.StreamLogitsRequest(request=message)
-        call = self._stream_logits(request, timeout=seconds_left, metadata=self._metadata)
-        try:
-            for response in call:
-                reader.take(response)
-        finally:
-            call.cancel()  # type: ignore[no-untyped-call]  # the stubs give it no types
-        return reader.finish()
-
-    def _fetch_head(self, teacher: TeacherDescription, value_type: ValueType | None, seconds_left: float) -> OutputHead:
-        reader = self._head_reader(teacher, value_type)
-        call = self._stub.GetOutputHead(reader.request, timeout=seconds_left, metadata=self._metadata)
-        try:
-            for response in call:
-                reader.take(response)
-        finally:
-            call.cancel()  # type: ignore[no-untyped-call]  # the stubs give it no types
-        return reader.finish()
+        return self._call(
+            lambda seconds: decode_answer(part, self._calls.answer(part, seconds=seconds, metadata=self._metadata))
+        )
 
     @contextmanager
     def _held(self, lock: threading.Lock) -> Iterator[None]:
@@ -157,9 +128,9 @@ class TeacherClient(ClientBase, TeacherLogitsProvider):
             self._check_usable()
             try:
                 return attempt(max(deadline - time.monotonic(), LEAST_TIMEOUT_SECONDS))
-            except grpc.RpcError as error:
+            except StillhouseError:
                 self._check_usable()  # closed meanwhile: not the teacher's fault, and not to be tried again
-                raise error_of(cast("FailedCall", error), self.address) from error
+                raise
 
         # One id for all attempts: the teacher's log then shows them together.
         with request_id() as name, naming_errors(name), span("teacher call", request_id=name):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import ssl
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Sequence as SequenceOf
@@ -17,11 +18,14 @@ from typing import Any
 import grpc
 
 from stillhouse.channel import LEAST_MESSAGE_BYTES, check_address, default_options, is_local
+from stillhouse.credentials import Credentials
 from stillhouse.cutting import Part, cut
 from stillhouse.encodings import ValueType
 from stillhouse.errors import ConfigurationError
 from stillhouse.exchange import check_fingerprint
 from stillhouse.head_exchange import HeadReader
+from stillhouse.http_address import is_http, is_secure
+from stillhouse.http_forms import MAX_REQUEST_BYTES
 from stillhouse.messages import description_from_proto
 from stillhouse.payloads import OutputHead
 from stillhouse.request import LogitsRequest, TeacherDescription
@@ -47,14 +51,15 @@ class ClientBase(ABC):
         max_answer_bytes: int = 4 * 2**30,
         max_head_bytes: int = 8 * 2**30,
         max_message_bytes: int = 64 * 2**20,
-        credentials: grpc.ChannelCredentials | None = None,
+        credentials: Credentials | None = None,
         channel_options: SequenceOf[tuple[str, Any]] = (),
     ) -> None:
         """Name a teacher; nothing is sent yet.
 
         Args:
             address: "host:port", or a gRPC target: "dns:///host:port", "ipv4:10.0.0.1:8001,10.0.0.2:8001",
-                "unix:/run/teacher". Calls go round all addresses of a name, whether or not it says dns.
+                "unix:/run/teacher". Calls go round all addresses of a name, whether or not it says dns. Or that of
+                the teacher's HTTP door: "http://host:port", or "https://" with whatever path a proxy put before it.
             token: sent with each call. Without `credentials` it travels in the clear, as everything does.
             expected_fingerprint: the only teacher whose answers are taken. By default the one described first.
             timeout_seconds: how long a call may take, its retries and the waits between them included. A request
@@ -63,14 +68,17 @@ class ClientBase(ABC):
             max_answer_bytes: a request whose answer could be larger is refused before it is sent.
             max_head_bytes: the largest output head that is fetched; it is held until the client goes.
             max_message_bytes: the largest message accepted or sent, at least 2 MiB; the service's limit may be lower.
-            credentials: for a service behind TLS: see `credentials.channel_credentials`.
-            channel_options: gRPC's own options, which win over ours.
+            credentials: for a service behind TLS: see `credentials.credentials_for`. An https address without them
+                trusts what this machine does.
+            channel_options: gRPC's own options, which win over ours; without effect over HTTP.
 
         Raises:
-            ConfigurationError: an address that gRPC would misread, a bound that is not positive or too low, or a
-                token that no header can hold.
+            ConfigurationError: an address that would be misread, a bound that is not positive or too low, a token
+                that no header can hold, or credentials of the other protocol.
         """
         check_address(address)
+        self._is_http = is_http(address)
+        _check_credentials(address, credentials, is_http=self._is_http)
         for name, bound, least in (
             ("timeout_seconds", timeout_seconds, 0),
             ("max_attempts", max_attempts, 0),
@@ -82,7 +90,7 @@ class ClientBase(ABC):
                 raise ConfigurationError(f"{name} must be above {least} and finite; got {bound}")
         if token is not None and not (token.isascii() and token.isprintable() and token == token.strip() != ""):
             raise ConfigurationError("token must be printable ASCII without spaces around it; got other characters")
-        if token and credentials is None and not is_local(address):
+        if token and credentials is None and not is_secure(address) and not is_local(address):
             _logger.warning("teacher %s: the token travels in the clear; give credentials to use TLS", address)
         self.address = address
         self._authorization = (("authorization", f"Bearer {token}"),) if token else ()
@@ -92,7 +100,8 @@ class ClientBase(ABC):
         self._max_answer_bytes = max_answer_bytes
         self._max_head_bytes = max_head_bytes
         self._max_message_bytes = max_message_bytes
-        self._credentials = credentials
+        self._tls_context = credentials if isinstance(credentials, ssl.SSLContext) else None
+        self._channel_credentials = credentials if isinstance(credentials, grpc.ChannelCredentials) else None
         self._channel_options: list[tuple[str, Any]] = [*default_options(max_message_bytes), *channel_options]
         self._descriptions: dict[bool, TeacherDescription] = {}
         self._heads: dict[ValueType | None, OutputHead] = {}
@@ -156,5 +165,19 @@ class ClientBase(ABC):
             replace(request, expected_fingerprint=expected),
             teacher,
             max_answer_bytes=self._max_answer_bytes,
-            max_message_bytes=self._max_message_bytes,
+            max_message_bytes=min(self._max_message_bytes, MAX_REQUEST_BYTES)
+            if self._is_http
+            else self._max_message_bytes,
+        )
+
+
+def _check_credentials(address: str, credentials: Credentials | None, *, is_http: bool) -> None:
+    if credentials is None:
+        return
+    if is_http and not is_secure(address):
+        raise ConfigurationError(f"credentials are for TLS, which {address!r} does not speak: say https://")
+    if is_http is not isinstance(credentials, ssl.SSLContext):
+        raise ConfigurationError(
+            f"credentials for {address!r} must be {'an ssl.SSLContext' if is_http else 'of gRPC'}; got "
+            f"{type(credentials).__name__}: credentials_for(address, ...) makes the right ones"
         )

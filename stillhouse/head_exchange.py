@@ -6,6 +6,8 @@ Knows nothing of channels, deadlines or retries.
 
 from __future__ import annotations
 
+from urllib.parse import urlencode
+
 from stillhouse.chunks import Joiner
 from stillhouse.encodings import ValueType
 from stillhouse.errors import EncodingNotOfferedError, InvalidRequestError, RequestTooLongError, StreamError
@@ -59,6 +61,26 @@ class HeadReader:
             value_type=value_type_to_proto(self._value_type), expected_fingerprint=self._teacher.fingerprint
         )
 
+    @property
+    def query(self) -> str:
+        """What asks for it over HTTP."""
+        chosen = {} if self._value_type is None else {"value_type": self._value_type}
+        return urlencode({"expected_fingerprint": self._teacher.fingerprint, **chosen})
+
+    def expect(self, fingerprint: str, num_bytes: int) -> None:
+        """Take what is said of a head before its bytes come.
+
+        Raises:
+            StreamError: a size that this teacher's head cannot have.
+            FingerprintMismatchError: the teacher has become another.
+        """
+        check_fingerprint(fingerprint, self._teacher.fingerprint)
+        if num_bytes not in self._sizes:
+            raise StreamError(
+                f"an output head of {num_bytes} bytes is announced, where this teacher's has one of "
+                f"{sorted(self._sizes)}"
+            )
+
     def take(self, message: pb.GetOutputHeadResponse) -> None:
         """Take the next chunk.
 
@@ -68,11 +90,7 @@ class HeadReader:
         """
         check_fingerprint(message.fingerprint, self._teacher.fingerprint)
         if self._joiner is None:
-            if message.total_bytes not in self._sizes:
-                raise StreamError(
-                    f"an output head of {message.total_bytes} bytes is announced, where this teacher's has one of "
-                    f"{sorted(self._sizes)}"
-                )
+            self.expect(message.fingerprint, message.total_bytes)
             self._joiner = Joiner([message.total_bytes], max_bytes=self._max_bytes)
         self._joiner.add(message.offset, message.data)
 
@@ -80,12 +98,21 @@ class HeadReader:
         """Return the head when the stream has ended.
 
         Raises:
-            StreamError: it ended early, or holds the head of another shape or value type.
-            CodecError: bytes that are no output head.
+            StreamError: it ended early.
+            StreamError, CodecError: as `read`.
         """
         if self._joiner is None:
             raise StreamError("the stream of the output head ended before it began")
         (data,) = self._joiner.finish()
+        return self.read(data)
+
+    def read(self, data: bytes | bytearray | memoryview) -> OutputHead:
+        """Return the head that these bytes are.
+
+        Raises:
+            StreamError: the head of another shape or value type.
+            CodecError: bytes that are no output head.
+        """
         head = decode_output_head(data)
         value_type = VALUE_TYPES[head.weight.dtype]
         expected = (self._teacher.vocabulary_size, self._teacher.hidden_size)

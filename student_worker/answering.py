@@ -13,7 +13,7 @@ from typing import Self
 import structlog
 
 from stillhouse.client import TeacherClient
-from stillhouse.credentials import channel_credentials
+from stillhouse.credentials import credentials_for
 from stillhouse.encoding_choice import AUTO
 from stillhouse.encoding_text import parse_encoding
 from stillhouse.errors import ConfigurationError
@@ -127,7 +127,7 @@ def _client(recipe: Recipe, address: str) -> TeacherClient:
         token=recipe.teacher_token.get_secret_value() if recipe.teacher_token else None,
         timeout_seconds=recipe.request_timeout_seconds,
         max_attempts=CLIENT_ATTEMPTS,
-        credentials=channel_credentials(recipe.teacher_ca, recipe.teacher_certificate, recipe.teacher_key),
+        credentials=credentials_for(address, recipe.teacher_ca, recipe.teacher_certificate, recipe.teacher_key),
     )
 
 

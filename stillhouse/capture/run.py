@@ -26,7 +26,7 @@ from stillhouse.capture.said import say_before, say_done
 from stillhouse.capture.settings import OWN_TEACHER, CaptureSettings
 from stillhouse.cli.main import EXIT_DONE, EXIT_INTERRUPTED
 from stillhouse.client import TeacherClient
-from stillhouse.credentials import channel_credentials
+from stillhouse.credentials import credentials_for
 from stillhouse.data import PackedDataset
 from stillhouse.disk import folder_bytes, free_disk
 from stillhouse.encodings import Encoding, Hidden
@@ -151,12 +151,15 @@ class _Capture:
     def _client(self, timeout_seconds: float) -> TeacherClient:
         settings, own = self._settings, self._own
         token = settings.teacher_token.get_secret_value() if settings.teacher_token else None
+        address = own.address if own else str(settings.teacher)
         client = TeacherClient(
-            own.address if own else str(settings.teacher),
+            address,
             token=own.token if own else token,
             timeout_seconds=timeout_seconds,
             max_attempts=CLIENT_ATTEMPTS,
-            credentials=channel_credentials(settings.teacher_ca, settings.teacher_certificate, settings.teacher_key),
+            credentials=credentials_for(
+                address, settings.teacher_ca, settings.teacher_certificate, settings.teacher_key
+            ),
         )
         self._open_parts.callback(client.close)
         return client

@@ -55,7 +55,8 @@ class CaptureSettings(BaseModel):
     data: DataSpec
 
     teacher: str | None = None
-    """The gRPC address of a running teacher, for example 127.0.0.1:8001; several may stand behind it."""
+    """The address of a running teacher, of gRPC (127.0.0.1:8001) or HTTP (http://127.0.0.1:8000); several may stand
+    behind it."""
     teacher_token: SecretStr | None = None
     """The teacher's token; not a flag, since other users of a machine can read a command line."""
     teacher_ca: str | None = None

@@ -35,7 +35,9 @@ def _verbs() -> None:
 
 @app.command()
 def teacher(
-    address: Annotated[str, typer.Argument(help="The teacher's gRPC address, for example 127.0.0.1:8001.")],
+    address: Annotated[
+        str, typer.Argument(help="The teacher's address: 127.0.0.1:8001 (gRPC), or http://127.0.0.1:8000.")
+    ],
     clients: Annotated[int, typer.Option(help="Clients, each with a connection of its own.")] = 4,
     seconds: Annotated[float | None, typer.Option(help="How long; 10 where --requests is not given.")] = None,
     requests: Annotated[int | None, typer.Option(help="How many requests, instead of --seconds.")] = None,
@@ -85,7 +87,7 @@ def teacher(
     from stillhouse.bench.drive import Load
     from stillhouse.bench.queue_size import QueueSampler
     from stillhouse.bench.workload import WorkloadSettings
-    from stillhouse.credentials import channel_credentials
+    from stillhouse.credentials import credentials_for
 
     token = os.environ.get(TOKEN_VARIABLE) or None
     settings = WorkloadSettings(
@@ -114,7 +116,7 @@ def teacher(
         sampler = QueueSampler(metrics, token=os.environ.get(SCRAPE_TOKEN_VARIABLE) or token, ca=ca)
     options = {
         "token": token,
-        "credentials": channel_credentials(ca, certificate, key),
+        "credentials": credentials_for(address, ca, certificate, key),
         "max_attempts": max_attempts,
         "timeout_seconds": timeout_seconds,
     }

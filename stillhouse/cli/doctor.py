@@ -30,7 +30,7 @@ _MARKS = {"ok": "ok      ", "note": "note    ", "problem": "PROBLEM "}
 
 def doctor(
     teacher: Annotated[
-        str | None, typer.Option(help="A teacher's gRPC address. Its token: STILLHOUSE_TEACHER_TOKEN.")
+        str | None, typer.Option(help="A teacher's address, gRPC or http://. Its token: STILLHOUSE_TEACHER_TOKEN.")
     ] = None,
     http: Annotated[list[str] | None, typer.Option(help="A service's HTTP address; several are looked at.")] = None,
     lighthouse: Annotated[str | None, typer.Option(help="Where workers meet, host:port.")] = None,

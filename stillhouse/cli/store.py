@@ -40,7 +40,8 @@ def verify(
     store: Address,
     *,
     teacher: Annotated[
-        str | None, typer.Option(help="Also ask this teacher (HOST:PORT) again, and compare the bytes of its answers.")
+        str | None,
+        typer.Option(help="Also ask this teacher (HOST:PORT, or http://) again, and compare the bytes of its answers."),
     ] = None,
     samples: Annotated[int, typer.Option(min=1, help="About how many samples it is asked, drawn at random.")] = 32,
     seed: Annotated[int, typer.Option(help="Decides which.")] = 0,
@@ -176,10 +177,10 @@ def _teacher(address: str | None, ca: str | None, certificate: Path | None, key:
     import os
 
     from stillhouse.client import TeacherClient
-    from stillhouse.credentials import channel_credentials
+    from stillhouse.credentials import credentials_for
 
     token = os.environ.get(TOKEN_VARIABLE)
-    return TeacherClient(address, token=token, credentials=channel_credentials(ca, certificate, key))
+    return TeacherClient(address, token=token, credentials=credentials_for(address, ca, certificate, key))
 
 
 def _parts(manifest: Any) -> list[Any]:

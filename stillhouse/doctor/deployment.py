@@ -42,11 +42,12 @@ def teacher(at: TeacherAt, run: Path | None = None) -> Iterator[Finding]:
     """Ask a teacher what it serves and one small question; compare its weights with those that a run began with."""
     from stillhouse.channel import is_local
     from stillhouse.client import TeacherClient
-    from stillhouse.credentials import channel_credentials
+    from stillhouse.credentials import credentials_for
     from stillhouse.encodings import TopK
     from stillhouse.errors import PermissionDeniedError, StillhouseError, UnauthenticatedError
+    from stillhouse.http_address import is_secure
 
-    credentials = channel_credentials(at.ca, at.certificate, at.key)
+    credentials = credentials_for(at.address, at.ca, at.certificate, at.key)
     remedies: dict[type[Exception], str] = {
         UnauthenticatedError: "set STILLHOUSE_TEACHER_TOKEN to a token of the teacher's",
         PermissionDeniedError: "that token opens the metrics alone: take one of the scope teacher",
@@ -68,7 +69,7 @@ def teacher(at: TeacherAt, run: Path | None = None) -> Iterator[Finding]:
         yield note("teacher", f"it is release {about.version}, this is {__version__}", "see docs/upgrading.md")
     if at.token is None and not is_local(at.address):
         yield note("tokens", "the teacher asked for no token: whoever reaches it may ask", "set TEACHER_TOKENS there")
-    if at.token is not None and at.ca is None and not is_local(at.address):
+    if at.token is not None and at.ca is None and not is_secure(at.address) and not is_local(at.address):
         yield note("tokens", "the token travels in the clear", "use TLS: --teacher-ca here, tls_certificate there")
     if run is not None:
         yield from _weights(about.weights_fingerprint, run)

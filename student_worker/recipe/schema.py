@@ -47,7 +47,8 @@ class Recipe(Strict):
     teacher: str | None = Field(
         None,
         validate_default=True,
-        description="The teacher's gRPC address, for example 127.0.0.1:8001; not needed with a store.",
+        description="The teacher's address, of gRPC (127.0.0.1:8001) or HTTP (http://127.0.0.1:8000); not needed with "
+        "a store.",
     )
     teacher_token: SecretStr | None = Field(
         None, description="The teacher's token; better given as STUDENT_TEACHER_TOKEN than on a command line."

@@ -35,7 +35,9 @@ def _evaluate(
         typer.Argument(help="A run's folder or its export, or any model: a folder, a hub name, a .gguf file, smollm2."),
     ],
     *,
-    teacher: Annotated[str | None, typer.Option(help="The teacher's gRPC address; none: plain perplexity.")] = None,
+    teacher: Annotated[
+        str | None, typer.Option(help="The teacher's address, gRPC or http://; none: plain perplexity.")
+    ] = None,
     store: Annotated[
         str | None,
         typer.Option(help="A store of the teacher's answers, instead of a teacher or before it; data is then its own."),
@@ -165,7 +167,7 @@ def _client(
     timeout_seconds: float | None,
 ) -> TeacherClient:
     from stillhouse.client import TeacherClient
-    from stillhouse.credentials import channel_credentials
+    from stillhouse.credentials import credentials_for
 
     token = next((os.environ[name] for name in TOKEN_VARIABLES if os.environ.get(name)), None)
     if recipe is not None:
@@ -180,7 +182,7 @@ def _client(
         address,
         token=token,
         timeout_seconds=120.0 if timeout_seconds is None else timeout_seconds,
-        credentials=channel_credentials(ca, certificate, key),
+        credentials=credentials_for(address, ca, certificate, key),
     )
 
 

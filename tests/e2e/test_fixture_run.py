@@ -50,7 +50,10 @@ def test_the_fixture_student_learns_through_the_service(shards: Path, tmp_path: 
     assert "tokenizer" in refused.stderr
 
 
-def test_a_worker_with_a_certificate_and_a_token_learns_over_mutual_tls(shards: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("door", ["grpc", "http"])
+def test_a_worker_with_a_certificate_and_a_token_learns_over_mutual_tls(
+    shards: Path, tmp_path: Path, door: str
+) -> None:
     authority, token = trustme.CA(), "right-token-0123456789"
     (tmp_path / "tokens").write_text(f"trainer {token}\n")
     authority.cert_pem.write_to_path(str(tmp_path / "ca.crt"))
@@ -63,7 +66,7 @@ def test_a_worker_with_a_certificate_and_a_token_learns_over_mutual_tls(shards: 
     access = ("--tls-client-ca", files["ca.crt"], "--tokens-file", files["tokens"], "--backend", "fixture")
     shown = ("--teacher-certificate", str(tmp_path / "trainer.crt"), "--teacher-key", str(tmp_path / "trainer.key"))
     with serving(tmp_path, *flags, *access) as addresses:
-        address = addresses["grpc"].replace("127.0.0.1", "localhost")
+        address = addresses[door].replace("127.0.0.1", "localhost")
         done = train(
             address, shards, tmp_path / "run", "--teacher-ca", files["ca.crt"], *shown, STUDENT_TEACHER_TOKEN=token
         )

@@ -40,6 +40,7 @@ async def addresses(
         monkeypatch.setenv("STILLHOUSE_TEACHER_TOKEN", TOKEN)
         yield {
             "localhost:8001": f"127.0.0.1:{plain.grpc_port}",
+            "localhost:8000": f"127.0.0.1:{plain.http_port}",
             "gpu0:8001": f"127.0.0.1:{closed.grpc_port}",
         }
 

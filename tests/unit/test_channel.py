@@ -23,6 +23,11 @@ from stillhouse.errors import ConfigurationError
         ("localhost.example:8001", False),
         ("10.0.0.1:8001", False),
         ("[2001:db8::1]:8001", False),
+        ("http://127.0.0.1:8000", True),
+        ("http://localhost", True),
+        ("https://[::1]:8443/teacher", True),
+        ("http://gpu0:8000", False),
+        ("https://teacher.example/127.0.0.1:1", False),
     ],
 )
 def test_an_address_is_local_where_nothing_leaves_the_machine(address: str, local: bool) -> None:
@@ -36,8 +41,9 @@ def test_an_address_is_local_where_nothing_leaves_the_machine(address: str, loca
         "",
         "host",
         "host:",
-        "http://host:1",
-        "https://host:1",
+        "ftp://host:1",
+        "http://:1",
+        "https://host:99999",
         "host:0",
         "host:abc",
         "127.0.0.1:99999",
@@ -45,6 +51,6 @@ def test_an_address_is_local_where_nothing_leaves_the_machine(address: str, loca
         "ipv4:10.0.0.1:1,10.0.0.2:65536",
     ],
 )
-def test_what_grpc_would_misread_is_refused(address: str) -> None:
-    with pytest.raises(ConfigurationError, match="host:port"):
+def test_what_would_be_misread_is_refused(address: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"host:port|Port"):
         check_address(address)

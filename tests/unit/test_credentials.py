@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 from pathlib import Path
 
 import grpc
@@ -14,7 +15,7 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
-from stillhouse.credentials import channel_credentials
+from stillhouse.credentials import channel_credentials, tls_context
 from stillhouse.errors import ConfigurationError
 
 
@@ -31,12 +32,17 @@ def files(tmp_path: Path) -> tuple[Path, Path, Path]:
 
 def test_nothing_named_is_no_tls() -> None:
     assert channel_credentials() is None
+    assert tls_context() is None
 
 
 def test_an_authority_and_a_pair_are_taken(files: tuple[Path, Path, Path]) -> None:
     ca, certificate, key = files
     for given in ((ca,), (str(ca),), ("system",), (ca, certificate, key), ("system", str(certificate), str(key))):
         assert isinstance(channel_credentials(*given), grpc.ChannelCredentials)
+        context = tls_context(*given)
+        assert context is not None
+        assert context.check_hostname
+        assert context.verify_mode is ssl.CERT_REQUIRED
 
 
 def test_what_cannot_be_used_is_named(files: tuple[Path, Path, Path], tmp_path: Path) -> None:
@@ -52,6 +58,8 @@ def test_what_cannot_be_used_is_named(files: tuple[Path, Path, Path], tmp_path: 
     ):
         with pytest.raises(ConfigurationError, match=message):
             channel_credentials(*given)
+        with pytest.raises(ConfigurationError, match=message):
+            tls_context(*given)
 
 
 def test_files_that_do_not_fit_together_or_hold_something_else_are_named(

@@ -12,6 +12,7 @@ from stillhouse import cutting
 from stillhouse.client import AsyncTeacherClient, TeacherClient
 from stillhouse.providers import Answer
 from stillhouse.request import LogitsRequest
+from tests.integration.client.http_table import serving_http
 from tests.integration.client.table_teacher import (
     Ask,
     TableServicer,
@@ -36,8 +37,29 @@ def address(servicer: TableServicer) -> Iterator[str]:
         yield address
 
 
+@pytest.fixture
+def http_address(servicer: TableServicer) -> Iterator[str]:
+    with serving_http(servicer) as address:
+        yield address
+
+
 @pytest.fixture(params=["sync", "asyncio"])
-def ask(request: pytest.FixtureRequest, address: str) -> Ask:
+def ask_grpc(request: pytest.FixtureRequest, address: str) -> Ask:
+    return _asking(address, is_sync=request.param == "sync")
+
+
+@pytest.fixture(params=["sync", "asyncio"])
+def ask_http(request: pytest.FixtureRequest, http_address: str) -> Ask:
+    return _asking(http_address, is_sync=request.param == "sync")
+
+
+@pytest.fixture(params=["sync over gRPC", "asyncio over gRPC", "sync over HTTP", "asyncio over HTTP"])
+def ask(request: pytest.FixtureRequest, address: str, http_address: str) -> Ask:
+    kind, _, way = request.param.partition(" over ")
+    return _asking(address if way == "gRPC" else http_address, is_sync=kind == "sync")
+
+
+def _asking(address: str, *, is_sync: bool) -> Ask:
     def ask_sync(request: LogitsRequest, **options: Any) -> Answer:
         with TeacherClient(address, **options) as client:
             return client.answer(request)
@@ -49,4 +71,4 @@ def ask(request: pytest.FixtureRequest, address: str) -> Ask:
 
         return asyncio.run(run())
 
-    return ask_sync if request.param == "sync" else ask_asyncio
+    return ask_sync if is_sync else ask_asyncio

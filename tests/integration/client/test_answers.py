@@ -58,11 +58,18 @@ def test_every_encoding_arrives_as_it_was_made(ask: Ask, encoding: Encoding) -> 
     assert encode_payload(answer.payloads[0]) == encode_payload(expected)
 
 
-def test_a_large_answer_comes_as_a_stream(ask: Ask, servicer: TableServicer) -> None:
-    answer = ask(LARGE)
+def test_a_large_answer_comes_as_a_stream_over_grpc(ask_grpc: Ask, servicer: TableServicer) -> None:
+    answer = ask_grpc(LARGE)
     assert isinstance(answer.payloads[0], DenseLogits)
     assert answer.payloads[0].logits.equal(TABLE.repeat(120, 1))
     assert servicer.calls == ["GetTeacher", "StreamLogits"]
+
+
+def test_a_large_answer_comes_in_one_body_over_http(ask_http: Ask, servicer: TableServicer) -> None:
+    answer = ask_http(LARGE)
+    assert isinstance(answer.payloads[0], DenseLogits)
+    assert answer.payloads[0].logits.equal(TABLE.repeat(120, 1))
+    assert servicer.calls == ["GetTeacher", "ComputeLogits"]
 
 
 def test_an_empty_batch_asks_nothing_and_has_an_empty_answer(ask: Ask, servicer: TableServicer) -> None:
@@ -171,9 +178,9 @@ def test_several_threads_may_share_a_client(address: str) -> None:
         assert payload.logits.equal(TABLE[[token]])
 
 
-@pytest.mark.parametrize("address_", ["", "localhost", "http://host:8001", "host:"])
+@pytest.mark.parametrize("address_", ["", "localhost", "ftp://host:8001", "host:"])
 @pytest.mark.parametrize("kind", [TeacherClient, AsyncTeacherClient])
-def test_an_address_that_grpc_would_misread_is_refused(address_: str, kind: type[TeacherClient]) -> None:
+def test_an_address_that_would_be_misread_is_refused(address_: str, kind: type[TeacherClient]) -> None:
     with pytest.raises(ConfigurationError, match="address must be host:port"):
         kind(address_)
 

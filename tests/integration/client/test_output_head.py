@@ -36,8 +36,11 @@ def servicer() -> TableServicer:
     return TableServicer(OFFERS_HIDDEN)
 
 
-@pytest.fixture(params=["sync", "asyncio"])
-def fetch(request: pytest.FixtureRequest, address: str) -> FetchHead:
+@pytest.fixture(params=["sync over gRPC", "asyncio over gRPC", "sync over HTTP", "asyncio over HTTP"])
+def fetch(request: pytest.FixtureRequest, address: str, http_address: str) -> FetchHead:
+    kind, _, way = request.param.partition(" over ")
+    address = address if way == "gRPC" else http_address
+
     def fetch_sync(value_type: ValueType | None = None, **options: Any) -> OutputHead:
         with TeacherClient(address, **options) as client:
             return client.output_head(value_type)
@@ -49,7 +52,7 @@ def fetch(request: pytest.FixtureRequest, address: str) -> FetchHead:
 
         return asyncio.run(run())
 
-    return fetch_sync if request.param == "sync" else fetch_asyncio
+    return fetch_sync if kind == "sync" else fetch_asyncio
 
 
 def test_it_arrives_as_the_teacher_has_it(fetch: FetchHead) -> None:

@@ -176,8 +176,8 @@ def announce(*sizes: int) -> Callable[[Parts], Parts]:
     ],
 )
 def test_a_stream_that_is_not_a_whole_answer_is_refused(
-    ask: Ask, servicer: TableServicer, alter: Callable[[Parts], Parts], message: str
+    ask_grpc: Ask, servicer: TableServicer, alter: Callable[[Parts], Parts], message: str
 ) -> None:
     servicer.alter_stream = alter
     with pytest.raises(StreamError, match=message):
-        ask(LARGE)
+        ask_grpc(LARGE)

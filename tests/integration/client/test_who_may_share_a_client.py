@@ -7,6 +7,7 @@ import logging
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -16,7 +17,16 @@ import pytest
 from stillhouse.client import AsyncTeacherClient, TeacherClient
 from stillhouse.codec import encode_payload
 from stillhouse.errors import ConfigurationError
-from tests.integration.client.table_teacher import LARGE, SMALL, TableServicer, about
+from tests.integration.client.http_table import serving_http
+from tests.integration.client.table_teacher import LARGE, SMALL, TableServicer, about, serving
+
+
+# Each of these over gRPC and over HTTP.
+@pytest.fixture(params=["gRPC", "HTTP"])
+def address(request: pytest.FixtureRequest, servicer: TableServicer) -> Iterator[str]:
+    with (serving if request.param == "gRPC" else serving_http)(servicer) as address:
+        yield address
+
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -125,6 +135,9 @@ def test_a_call_under_way_ends_with_its_client_and_is_not_tried_again(
         ("gpu0:8001", {"token": "s3cret"}, True),
         ("gpu0:8001", {}, False),
         ("127.0.0.1:8001", {"token": "s3cret"}, False),
+        ("http://gpu0:8000", {"token": "s3cret"}, True),
+        ("http://127.0.0.1:8000", {"token": "s3cret"}, False),
+        ("https://gpu0:8000", {"token": "s3cret"}, False),
         ("gpu0:8001", {"token": "s3cret", "credentials": grpc.ssl_channel_credentials()}, False),
     ],
 )

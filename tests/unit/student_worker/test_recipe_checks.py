@@ -144,7 +144,7 @@ def test_lists_of_choices_can_be_given_by_flag_and_variable() -> None:
         load_recipe(None, flags, {"STUDENT_LR": "1"})
 
 
-@pytest.mark.parametrize("address", ["nonsense", "http://127.0.0.1:8001", "host:"])
+@pytest.mark.parametrize("address", ["nonsense", "ftp://127.0.0.1:8001", "host:"])
 def test_addresses_that_lead_nowhere_are_refused_before_anybody_is_waited_for(tmp_path: Path, address: str) -> None:
     with pytest.raises(ConfigurationError, match=r"^teacher: address must be host:port"):
         load(tmp_path, {"teacher": address})
