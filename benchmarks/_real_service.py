@@ -27,9 +27,10 @@ _READ_BYTES = 2**18
 
 @dataclass(frozen=True, slots=True)
 class RealService:
-    """Where it listens, and the Redis in which it remembers."""
+    """Where it listens, over gRPC and over HTTP, and the Redis in which it remembers."""
 
     address: str
+    http_address: str
     redis: Redis
     redis_url: str
 
@@ -61,7 +62,8 @@ def real_service(*flags: str) -> Iterator[RealService]:
                 if teacher.poll() is not None or time.monotonic() > deadline:
                     raise RuntimeError(f"the teacher does not start:\n{teacher.tail()}")
                 time.sleep(0.05)
-            yield RealService(json.loads(ready.read_text(encoding="utf-8"))["grpc"], client, redis.url)
+            addresses = json.loads(ready.read_text(encoding="utf-8"))
+            yield RealService(addresses["grpc"], addresses["http"], client, redis.url)
 
 
 class CountingRelay:

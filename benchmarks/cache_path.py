@@ -1,9 +1,9 @@
 """How near does an answer from the cache, through the whole service, come to asking Redis itself for the same bytes?
 
-A teacher without a model stands behind the real service, and every answer is in its Redis. The one contestant asks the
-service over gRPC, 16 sequences a request; the other asks the same Redis for the same 16 values in one pipelined MGET,
-with the client library that the service has. Both have as many requests in flight, from this process; a message is read
-as Stillhouse's client reads it, and the bytes of every answer are compared.
+A teacher without a model stands behind the real service, and every answer is in its Redis. Two contestants ask the
+service, over HTTP and over gRPC, 16 sequences a request; the other asks the same Redis for the same 16 values in one
+pipelined MGET, with the client library that the service has. All have as many requests in flight, from this process; a
+message is read as Stillhouse's client reads it, and the bytes of every answer are compared.
 """
 
 from __future__ import annotations
@@ -21,8 +21,10 @@ from redis.asyncio import Redis
 from benchmarks._real_service import RealService, real_service
 from benchmarks._result import Result, Value
 from stillhouse.answer_messages import RawAnswer, read_answer
+from stillhouse.async_http_calls import AsyncHttpCalls
 from stillhouse.cached_values import payload_in
 from stillhouse.client import TeacherClient
+from stillhouse.cutting import cut
 from stillhouse.encodings import Dense, Encoding, Sampled, TopK
 from stillhouse.exchange import COMPUTE_LOGITS
 from stillhouse.fingerprint import cache_key
@@ -54,7 +56,7 @@ SETTINGS = (
 
 
 def measure(quick: bool) -> Result:
-    """Measure every setting; `hit_mb_s_over_raw_mget` is the median of the first one's ratios by round."""
+    """Measure every setting; `hit_mb_s_over_raw_mget` is the median of the first one's ratios by round, over HTTP."""
     rounds, requests = (2, 8) if quick else (9, 96)
     # A look-up that comes too late would be computed instead, which is not what is asked here.
     flags = ("--backend", "fixture", "--fixture-vocabulary-size", str(VOCABULARY), "--cache-timeout-seconds", "10")
@@ -79,11 +81,13 @@ async def _measure(
     request = LogitsRequest(sequences, setting.encoding)
     with TeacherClient(service.address, timeout_seconds=120) as client:
         client.answer(request)  # so that every answer is remembered
-        fingerprint = client.describe().fingerprint
+        teacher = client.describe()
     keys = [
-        cache_key(fingerprint, sequence, setting.encoding, temperature=1.0, vocabulary_size=VOCABULARY)
+        cache_key(teacher.fingerprint, sequence, setting.encoding, temperature=1.0, vocabulary_size=VOCABULARY)
         for sequence in sequences
     ]
+    (part,) = cut(request, teacher, max_answer_bytes=2**30, max_message_bytes=MAX_MESSAGE_BYTES)
+    calls = AsyncHttpCalls(service.http_address, None)
     redis = Redis.from_url(service.redis_url, socket_read_size=2**20, protocol=2)
     options = [("grpc.max_receive_message_length", MAX_MESSAGE_BYTES)]
     async with redis, grpc.aio.insecure_channel(service.address, options=options) as channel:
@@ -96,8 +100,13 @@ async def _measure(
         # A bytearray on the left compares all bytes at once, where views are compared one by one.
         expected = list(map(bytearray, filter(None, remembered)))
 
-        async def hit() -> None:
-            answer: RawAnswer = await compute(message, timeout=60)
+        async def hit_grpc() -> None:
+            check(await compute(message, timeout=60))
+
+        async def hit_http() -> None:
+            check(await calls.answer(part, seconds=60, metadata=()))
+
+        def check(answer: RawAnswer) -> None:
             assert answer.cache_hits == SEQUENCES
             assert expected == answer.payloads
 
@@ -108,13 +117,14 @@ async def _measure(
             found: list[object] = [payload_in(key, value) for key, value in zip(keys, values, strict=True)]
             assert expected == found
 
-        contestants = {"raw MGET": raw, "hit through the service": hit}
+        contestants = {"raw MGET": raw, "hit over HTTP": hit_http, "hit over gRPC": hit_grpc}
         seconds: dict[str, list[float]] = {name: [] for name in contestants}
         for number in range(rounds + 1):
             for name, ask in contestants.items():
                 elapsed = await _all(ask, requests)
                 if number:
                     seconds[name].append(elapsed)
+        await calls.close()
     size = sum(map(len, expected))
     megabytes = {name: [size * requests / 1e6 / one for one in times] for name, times in seconds.items()}
     rows: list[dict[str, Value]] = [
@@ -129,7 +139,7 @@ async def _measure(
         }
         for name, rates in megabytes.items()
     ]
-    raw_rates, hit_rates = megabytes.values()
+    raw_rates, hit_rates, _ = megabytes.values()
     return rows, [hit_rate / raw_rate for hit_rate, raw_rate in zip(hit_rates, raw_rates, strict=True)]
 
 

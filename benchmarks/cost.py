@@ -39,7 +39,7 @@ def measure(quick: bool) -> Result:
         "model_median_ratio": checks[len(checks) // 2],
         "bytes_worst_ratio": bytes_ratio,
     }
-    return Result("cost", 1 if quick else 3, table, figures)
+    return Result("cost", 1 if quick else 2, table, figures)
 
 
 def _constant_row(name: str, value: float) -> dict[str, Value]:

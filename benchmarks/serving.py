@@ -4,8 +4,8 @@ Dense float32 answers of V = 49,152 out of a table, so that the service alone is
 with one position each (3.1 MB an answer), 8 clients, in MB/s; and the smallest answers, 32 clients, in requests/s. Each
 server and each load client has a process of its own, they take turns, and every answer is compared with the table, bit
 for bit. Beside the rates stands what an answer takes of the processor, on both sides. The peers take part in `make
-bench-peers`; beside them, as limits, gRPC with ready bytes and a bare TCP stream. Then what Stillhouse serves out of
-its cache in other encodings, in positions a second.
+bench-peers`; beside them, as limits, bare transports, and what is left where a service does only what an answer is made
+of. Then what Stillhouse serves out of its cache in other encodings, over gRPC, in positions a second.
 """
 
 from __future__ import annotations
@@ -25,14 +25,18 @@ from benchmarks.peers.table import SETTINGS, VOCABULARY
 
 OURS = "benchmarks._serving.table_service"
 LIMITS = "benchmarks._serving.limits"
+MODEL_THREAD = "benchmarks._serving.model_thread"
 OWN = (
-    Contestant("stillhouse", OURS, "table", over_grpc=True),
-    Contestant("stillhouse, cache", OURS, "cache", over_grpc=True),
+    Contestant("stillhouse, http", OURS, "http"),
+    Contestant("stillhouse, http, cache", OURS, "cache"),
+    Contestant("stillhouse, grpc", OURS, "grpc", over_grpc=True),
 )
 BOUNDS = (
     Contestant("limit: grpc.aio, one message", LIMITS, "grpc"),
     Contestant("limit: grpc.aio, 1 MiB chunks", LIMITS, "grpc, chunks"),
     Contestant("limit: grpc.aio, made and checked", LIMITS, "grpc, checked"),
+    Contestant("limit: HTTP, made and checked", LIMITS, "http, checked"),
+    Contestant("limit: HTTP, a model's thread", MODEL_THREAD, "http"),
     Contestant("limit: TCP", LIMITS, "tcp"),
 )
 PEERS = (
@@ -67,7 +71,7 @@ def measure(quick: bool) -> Result:
                 row = _row(f"{name}, {_unit(name)}", one, rates[name][one], scale)
                 rows.append(row | {"server_ms": _ms([turn.server_seconds for turn in of], count)})
                 rows[-1]["client_ms"] = _ms([turn.client_seconds for turn in of], count)
-        address = running.addresses[OURS]["cache"]
+        address = running.addresses[OURS]["grpc"]
         positions = _positions(address, rounds, quick=quick)
     rows += [_row("out of the cache, positions/s", name, of, 1.0) for name, of in positions.items()]
     rows += [{"setting": "failed", "contestant": name, "why": why} for name, why in turns.failed.items()]

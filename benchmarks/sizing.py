@@ -52,7 +52,7 @@ def measure(quick: bool) -> Result:
     that the student trains on; `students_per_teacher_cached`, the same where Redis knows every answer;
     `students_per_teacher_by_flops`, what 2 FLOPs a weight of the teacher's pass over 6 of the student's would say.
     """
-    rounds, steps, blocks = (1, 2, 2) if quick else (2, 3, 12)
+    rounds, steps, blocks = (1, 2, 2) if quick else (2, 2, 8)
     samples = _samples(blocks, BLOCK_TOKENS_QUICK if quick else BLOCK_TOKENS)
     with real_service("--model", "smollm2", "--dtype", "float32") as service:
         rows = [_bytes(service, name, samples.samples[: _count(name, blocks)]) for name in ENCODINGS]

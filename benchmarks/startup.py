@@ -43,7 +43,7 @@ def measure(quick: bool) -> Result:
     Figures: `help_seconds`, the least time of the slowest command; `ready_seconds` and `first_step_seconds`, the least
     of each.
     """
-    rounds, long_rounds = (1, 1) if quick else (5, 2)
+    rounds, long_rounds = (1, 1) if quick else (3, 2)
     seconds: dict[str, list[float]] = {}
     for _ in range(rounds):
         for command in COMMANDS:

@@ -37,7 +37,7 @@ def measure(quick: bool) -> Result:
     store over those of training on cross-entropy alone, with no teacher. `remote_over_plain`, `same_box_over_sum`: see
     `_training.live.measure_live`; `two_workers_over_one`: see `_training.workers.measure_workers`.
     """
-    rounds, steps = (2, 4) if quick else (3, 16)
+    rounds, steps = (2, 4) if quick else (2, 12)
     samples = random_samples(SAMPLES, BLOCK, VOCABULARY)
     asking = Asking(ENCODING, 1.0, VOCABULARY, "")
     questions = asking.request(samples.samples).sequences

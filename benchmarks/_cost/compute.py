@@ -65,7 +65,7 @@ _EXPONENTIAL_TURNS = 64
 
 def compute_points(quick: bool) -> tuple[list[Point], Machine]:
     """Return the curves of one core, and its constants."""
-    rounds, floats = (1, 2**18) if quick else (3, 2**22)
+    rounds, floats = (1, 2**18) if quick else (2, 2**22)
     vocabularies = VOCABULARIES[:3] if quick else VOCABULARIES
     with one_thread(), torch.inference_mode():
         constants = _constants(2**18 if quick else _PASS_FLOATS)

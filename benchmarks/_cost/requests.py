@@ -115,7 +115,7 @@ def request_points(quick: bool) -> tuple[list[Point], Overheads]:
 
 
 async def _measure(addresses: Mapping[str, str], quick: bool) -> tuple[list[Point], Overheads]:
-    rounds, warm_ups, seconds = (1, 0, 0.2) if quick else (3, 1, 1.0)
+    rounds, warm_ups, seconds = (1, 0, 0.2) if quick else (2, 1, 1.0)
     clients = CLIENTS[:3] if quick else CLIENTS
     rates: dict[tuple[str, int], list[float]] = {}
     times: dict[tuple[str, int], list[float]] = {}

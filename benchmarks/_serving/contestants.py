@@ -67,8 +67,10 @@ class Contest:
     def start_server(self, contestant: Contestant) -> None:
         """Start the server of a contestant, unless it runs."""
         if contestant.module not in self._servers:
-            server = self._servers[contestant.module] = self._start(contestant, "serve")
+            server = self._start(contestant, "serve")
             self.addresses[contestant.module] = server.line(PATIENCE_SECONDS)
+            # One that did not start is started anew for its next door.
+            self._servers[contestant.module] = server
 
     def start_client(self, contestant: Contestant, setting: str) -> Client:
         """Start a load client, and wait until it has had a right answer."""

@@ -1,12 +1,14 @@
-"""What a service over gRPC, or any over TCP, cannot undercut: ready bytes, sent by nothing but the transport.
+"""What a service over gRPC, HTTP or TCP cannot undercut: ready bytes, sent by nothing but the transport.
 
     python -m benchmarks._serving.limits serve
     python -m benchmarks._serving.limits load ADDRESSES SETTING [DOOR]
 
 The door `grpc` is a generic handler of grpc.aio that answers in one message, `grpc, chunks` one that streams the answer
 in parts of 1 MiB, and `tcp` a socket to which a thread writes it. All their answers are made before the first request.
-`grpc, checked` does beside gRPC what no answer of ours can be without, and nothing else: rows looked up when they are
-asked for, a checksum on both sides, and memory of the caller's own.
+`grpc, checked` and `http, checked` do beside their transport what no answer of ours can be without, and nothing else:
+rows looked up when they are asked for, a checksum on both sides, and memory of the caller's own. That of HTTP is a
+protocol of asyncio on uvloop with httptools, in one process like the service, asked through the connections of the
+client.
 """
 
 from __future__ import annotations
@@ -14,17 +16,22 @@ from __future__ import annotations
 import asyncio
 import socket
 import threading
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
+import httptools
 import numpy as np
 import xxhash
 
-from benchmarks.peers.loading import Ask, load, load_async
+from benchmarks.peers.loading import PATIENCE_SECONDS, Ask, load, load_async
 from benchmarks.peers.speaking import announce, speak
 from benchmarks.peers.table import QUESTIONS, SETTINGS, Floats, Ids, Setting, look_up, question, table
 from stillhouse.chunks import CHUNK_BYTES
+from stillhouse.http_address import HttpAddress
+from stillhouse.http_connection import Connection
+from teacher_service import event_loop
 from teacher_service.freed_memory import keep_freed_memory
 
 WHOLE, CHUNKS, CHECKED = "/limits/Whole", "/limits/Chunks", "/limits/Checked"
@@ -63,6 +70,33 @@ class _Ready(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic to it
             yield answer[start : start + CHUNK_BYTES]
 
 
+class _Http(asyncio.Protocol):
+    """Answers each body by the rows that its ids name."""
+
+    def __init__(self, logits: Floats) -> None:
+        self._logits = logits
+        self._body = b""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport: Any = transport
+        self._parser = httptools.HttpRequestParser(self)
+
+    def data_received(self, data: bytes) -> None:
+        self._parser.feed_data(data)
+
+    def on_body(self, body: bytes) -> None:
+        """Take some of the body."""
+        self._body += body
+
+    def on_message_complete(self) -> None:
+        """Answer."""
+        rows = look_up(self._logits, np.frombuffer(self._body, np.int32)).data.cast("B")
+        self._body = b""
+        length = _DIGEST_BYTES + len(rows)
+        head = b"HTTP/1.1 200 OK\r\ncontent-type: application/octet-stream\r\ncontent-length: %d\r\n\r\n" % length
+        self._transport.writelines([head + xxhash.xxh3_64_digest(rows), rows])
+
+
 def serve() -> None:
     """Serve until killed."""
     keep_freed_memory()  # as the service does
@@ -71,15 +105,23 @@ def serve() -> None:
     answers = {ids.tobytes(): look_up(logits, ids).tobytes() for ids in asked}
     listening = socket.create_server(("127.0.0.1", 0))
     threading.Thread(target=_accept, args=(listening, answers), daemon=True).start()
-    asyncio.run(_serve(f"127.0.0.1:{listening.getsockname()[1]}", _Ready(logits, answers)))
+    http = socket.create_server(("127.0.0.1", 0))
+    threading.Thread(target=lambda: event_loop.run(_serve_http(http, logits)), daemon=True).start()
+    tcp_address, http_address = (f"127.0.0.1:{one.getsockname()[1]}" for one in (listening, http))
+    asyncio.run(_serve(tcp_address, http_address, _Ready(logits, answers)))
 
 
-async def _serve(tcp: str, ready: _Ready) -> None:
+async def _serve_http(listening: socket.socket, logits: Floats) -> None:
+    server = await asyncio.get_running_loop().create_server(lambda: _Http(logits), sock=listening)
+    await server.serve_forever()
+
+
+async def _serve(tcp: str, http: str, ready: _Ready) -> None:
     server = grpc.aio.server(options=_UNBOUNDED)
     server.add_generic_rpc_handlers((ready,))
     address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
     await server.start()
-    announce({"grpc": address, "grpc, chunks": address, "grpc, checked": address, "tcp": tcp})
+    announce({"grpc": address, "grpc, chunks": address, "grpc, checked": address, "tcp": tcp, "http, checked": http})
     await asyncio.Event().wait()
 
 
@@ -116,6 +158,22 @@ def open_tcp(address: str, num_bytes: int) -> Ask:
     return ask
 
 
+def open_http(address: str) -> Ask:
+    """Open a connection that reads each answer into memory of its own, and checks it."""
+    connection = Connection(HttpAddress.of(f"http://{address}"), None)
+
+    def ask(ids: Ids) -> object:
+        response = connection.ask("POST", "/", ids.tobytes(), {}, time.monotonic() + PATIENCE_SECONDS)
+        digest = bytearray(_DIGEST_BYTES)
+        rows = np.empty((response.num_bytes or 0) - _DIGEST_BYTES, np.uint8).data
+        response.fill([memoryview(digest), rows])
+        if xxhash.xxh3_64_digest(rows) != digest:
+            raise ValueError("an answer differs from its checksum")
+        return rows
+
+    return ask
+
+
 async def load_grpc(address: str, door: str, setting: Setting) -> None:
     """Ask over one channel, as a user of grpc.aio does."""
     async with grpc.aio.insecure_channel(address, _UNBOUNDED) as channel:
@@ -143,6 +201,8 @@ def _load(address: str, door: str, setting: Setting) -> None:
     if door == "tcp":
         num_bytes = look_up(table(), question(setting, 0)).nbytes
         load(setting, lambda: open_tcp(address, num_bytes))
+    elif door == "http, checked":
+        load(setting, lambda: open_http(address))
     else:
         asyncio.run(load_grpc(address, door, setting))
 

@@ -3,7 +3,8 @@
     python -m benchmarks._serving.table_service serve
     python -m benchmarks._serving.table_service load ADDRESSES SETTING [DOOR]
 
-The client is Stillhouse's own; by the door `table` each answer is looked up and encoded, by `cache` it is remembered.
+The client is Stillhouse's own, over HTTP or gRPC; by the door `cache` answers are remembered, by the others each is
+made anew.
 """
 
 from __future__ import annotations
@@ -16,13 +17,14 @@ import torch
 from torch import Tensor
 
 from benchmarks.peers import table
-from benchmarks.peers.loading import load_async
+from benchmarks.peers.loading import load, load_async
 from benchmarks.peers.speaking import announce, speak
-from stillhouse.client import AsyncTeacherClient
+from stillhouse.client import AsyncTeacherClient, TeacherClient
 from stillhouse.encodings import Dense
 from stillhouse.logs import configure_logging
 from stillhouse.payloads import DenseLogits, OutputHead
-from stillhouse.request import LogitsRequest, Sequence
+from stillhouse.providers import Answer
+from stillhouse.request import CacheMode, LogitsRequest, Sequence
 from teacher_service import event_loop
 from teacher_service.backends import BackendDescription, TeacherBackend
 from teacher_service.backends.base import HiddenRows
@@ -91,27 +93,42 @@ async def _serve(redis_url: str) -> None:
     service = TeacherService(settings, ThreadPoolExecutor(1), redis_url, opener=lambda _: TableBackend())
     await service.open()
     await service.load()
-    address = f"127.0.0.1:{service.grpc_port}"
-    announce({"table": address, "cache": address})
+    http = f"http://127.0.0.1:{service.http_port}"
+    announce({"http": http, "cache": http, "grpc": f"127.0.0.1:{service.grpc_port}"})
     await asyncio.Event().wait()
 
 
-async def load(address: str, door: str, setting: table.Setting) -> None:
-    """Ask as a user does: requests in, tensors out."""
+def load_door(address: str, door: str, setting: table.Setting) -> None:
+    """Ask as a user does: requests in, tensors out; over HTTP from as many threads as there are clients."""
+    if door == "grpc":
+        asyncio.run(_load_grpc(address, setting))
+        return
+    cache_mode: CacheMode = "use" if door == "cache" else "bypass"
+    with TeacherClient(address) as client:
+        load(setting, lambda: lambda ids: _rows(client.answer(request_about(ids, cache_mode))))
+
+
+async def _load_grpc(address: str, setting: table.Setting) -> None:
     async with AsyncTeacherClient(address) as client:
 
         async def ask(ids: table.Ids) -> object:
-            answer = await client.answer(
-                LogitsRequest(
-                    tuple(Sequence((token,)) for token in ids.tolist()),
-                    Dense("float32"),
-                    vocabulary_size=table.VOCABULARY if len(ids) > 1 else table.FEW_VALUES,
-                    cache_mode="bypass" if door == "table" else "use",
-                )
-            )
-            return [_values(payload) for payload in answer.payloads]
+            return _rows(await client.answer(request_about(ids, "bypass")))
 
         await load_async(setting, ask)
+
+
+def request_about(ids: table.Ids, cache_mode: CacheMode) -> LogitsRequest:
+    """Return the request for these ids, one sequence each."""
+    return LogitsRequest(
+        tuple(Sequence((token,)) for token in ids.tolist()),
+        Dense("float32"),
+        vocabulary_size=table.VOCABULARY if len(ids) > 1 else table.FEW_VALUES,
+        cache_mode=cache_mode,
+    )
+
+
+def _rows(answer: Answer) -> list[object]:
+    return [_values(payload) for payload in answer.payloads]
 
 
 def _values(payload: object) -> object:
@@ -120,4 +137,4 @@ def _values(payload: object) -> object:
 
 
 if __name__ == "__main__":
-    speak(serve, lambda address, door, setting: asyncio.run(load(address, door, setting)))
+    speak(serve, load_door)

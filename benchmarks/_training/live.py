@@ -56,7 +56,7 @@ def measure_live(quick: bool) -> tuple[list[dict[str, Value]], dict[str, float]]
     other, over a step of both on the same cores, where by default nothing is fetched ahead; beside it stands a step
     that fetches ahead all the same.
     """
-    rounds, steps = (1, 2) if quick else (4, 6)
+    rounds, steps = (1, 2) if quick else (3, 6)
     samples = random_samples(SAMPLES, BLOCK, VOCABULARY)
     rows, remote = _remote(samples, rounds, steps)
     more_rows, same_box = _same_box(samples, rounds, steps)

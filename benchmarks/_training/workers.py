@@ -31,7 +31,7 @@ def measure_workers(quick: bool) -> tuple[list[dict[str, Value]], float | None]:
     cores = sorted(os.sched_getaffinity(0))
     if len(cores) < 2:
         return [], None
-    rounds = 1 if quick else 3
+    rounds = 1 if quick else 2
     measured: dict[int, list[dict[str, Any]]] = {1: [], 2: []}
     for number in range(rounds):
         for count in (1, 2) if number % 2 == 0 else (2, 1):

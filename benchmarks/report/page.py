@@ -50,10 +50,8 @@ def render(results: Results) -> str:
     return environment.get_template(TEMPLATE).render(
         results_figure=lambda name, key: results.of(name).figures[key],
         headlines=_headlines(results),
-        limit=partial(_grpc_limit, results),
         served=partial(_served, results),
         spent=partial(_spent, results),
-        series=lambda first, second: number(1 / (1 + first / second)),
         made_by=partial(_made_by, results),
         table=_table,
         rows=results.rows,
@@ -62,11 +60,6 @@ def render(results: Results) -> str:
         made_on_gpu=partial(_made_on_gpu, results.on_gpu()),
         pictures=PICTURES,
     )
-
-
-def _grpc_limit(results: Results, setting: str, what: str = "one message") -> Value:
-    """Return what gRPC alone does in a setting of `serving`, or with no more beside it than an answer must have."""
-    return _served(results, setting, f"limit: grpc.aio, {what}")
 
 
 def _served(results: Results, setting: str, contestant: str) -> Value:
