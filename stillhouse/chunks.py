@@ -40,6 +40,15 @@ def split_views(
         yield offset, parts
 
 
+def left_of(parts: Sequence[bytes | bytearray | memoryview], count: int) -> list[memoryview]:
+    """Return what is left of buffers that lie end to end behind their first `count` bytes."""
+    for index, part in enumerate(parts):
+        if count < len(part):
+            return [memoryview(part)[count:], *(memoryview(one) for one in parts[index + 1 :])]
+        count -= len(part)
+    return []
+
+
 class Joiner:
     """Joins chunks into the payloads that were announced, one buffer each.
 

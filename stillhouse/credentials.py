@@ -45,10 +45,10 @@ def channel_credentials(
         ConfigurationError: a file that cannot be read or used, or one of the pair without the other, or of another.
     """
     # gRPC says nothing of files that it cannot use until a call fails, and then not which: Python's own TLS does.
-    if tls_context(ca, certificate, key) is None:
+    if tls_context(ca, certificate, key) is None or ca is None:
         return None
     roots = None if str(ca) == SYSTEM_AUTHORITIES else _read("the authority", ca, "CERTIFICATE")
-    if certificate is None:
+    if certificate is None or key is None:
         return grpc.ssl_channel_credentials(roots)
     pair = _read("the key", key, "PRIVATE KEY"), _read("the certificate", certificate, "CERTIFICATE")
     return grpc.ssl_channel_credentials(roots, *pair)
@@ -90,9 +90,9 @@ def _naming(what: str) -> Iterator[None]:
         raise ConfigurationError(f"{what} cannot be used (is it whole, unencrypted and its own?): {reason}") from None
 
 
-def _read(what: str, path: _File, kind: str) -> bytes:
+def _read(what: str, path: str | Path, kind: str) -> bytes:
     try:
-        data = Path(path or "").read_bytes()
+        data = Path(path).read_bytes()
     except OSError as error:
         raise ConfigurationError(f"{what} {path} cannot be read: {error.strerror or error}") from None
     if kind.encode() + b"-----" not in data:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any, Protocol, TypeVar, cast
 
 import grpc
 import grpc.aio
@@ -23,6 +23,8 @@ from stillhouse.payloads import OutputHead
 from stillhouse.status import FailedCall, error_of
 from stillhouse.teacher.v1 import teacher_service_pb2 as pb
 from stillhouse.teacher.v1 import teacher_service_pb2_grpc as rpc
+
+_R_co = TypeVar("_R_co", covariant=True)
 
 Options = Sequence[tuple[str, Any]]
 
@@ -59,32 +61,17 @@ class GrpcCalls:
                 request = pb.ComputeLogitsRequest(request=message)
                 answer: RawAnswer | None = self._compute_logits(request, timeout=seconds, metadata=metadata)
                 return checked_message(answer)
-            return self._stream(part, pb.StreamLogitsRequest(request=message), seconds, metadata)
+            stream = pb.StreamLogitsRequest(request=message)
+            return _read(self._stream_logits(stream, timeout=seconds, metadata=metadata), StreamReader(part))
 
     def output_head(self, reader: HeadReader, *, seconds: float, metadata: Metadata) -> OutputHead:
         """Fetch the output head."""
         with _meaning(self._address):
-            call = self._stub.GetOutputHead(reader.request, timeout=seconds, metadata=metadata)
-            try:
-                for response in call:
-                    reader.take(response)
-            finally:
-                call.cancel()  # type: ignore[no-untyped-call]  # the stubs give it no types
-        return reader.finish()
+            return _read(self._stub.GetOutputHead(reader.request, timeout=seconds, metadata=metadata), reader)
 
     def close(self) -> None:
         """Close the channel."""
         self._channel.close()
-
-    def _stream(self, part: Part, request: pb.StreamLogitsRequest, seconds: float, metadata: Metadata) -> RawAnswer:
-        reader = StreamReader(part)
-        call = self._stream_logits(request, timeout=seconds, metadata=metadata)
-        try:
-            for response in call:
-                reader.take(response)
-        finally:
-            call.cancel()  # type: ignore[no-untyped-call]  # as above
-        return reader.finish()
 
 
 class AsyncGrpcCalls:
@@ -119,34 +106,47 @@ class AsyncGrpcCalls:
                 request = pb.ComputeLogitsRequest(request=message)
                 answer: RawAnswer | None = await self._compute_logits(request, timeout=seconds, metadata=metadata)
                 return checked_message(answer)
-            return await self._stream(part, pb.StreamLogitsRequest(request=message), seconds, metadata)
+            stream = pb.StreamLogitsRequest(request=message)
+            call = self._stream_logits(stream, timeout=seconds, metadata=metadata)
+            return await _read_async(call, StreamReader(part))
 
     async def output_head(self, reader: HeadReader, *, seconds: float, metadata: Metadata) -> OutputHead:
         """Fetch the output head."""
         with _meaning(self._address):
             call = self._stub.GetOutputHead(reader.request, timeout=seconds, metadata=metadata)
-            try:
-                async for response in call:
-                    reader.take(checked_message(response))
-            finally:
-                call.cancel()
-        return reader.finish()
+            return await _read_async(call, reader)
 
     async def close(self) -> None:
         """Close the channel."""
         await self._channel.close(None)
 
-    async def _stream(
-        self, part: Part, request: pb.StreamLogitsRequest, seconds: float, metadata: Metadata
-    ) -> RawAnswer:
-        reader = StreamReader(part)
-        call = self._stream_logits(request, timeout=seconds, metadata=metadata)
-        try:
-            async for response in call:
-                reader.take(checked_message(response))
-        finally:
-            call.cancel()
-        return reader.finish()
+
+class _Reader(Protocol[_R_co]):
+    """Reads a stream: `StreamReader`, or `HeadReader`."""
+
+    def take(self, message: Any, /) -> None:
+        """Take the next message."""
+
+    def finish(self) -> _R_co:
+        """Return what it came to."""
+
+
+def _read(call: Any, reader: _Reader[_R_co]) -> _R_co:  # a call, to the stubs without its methods
+    try:
+        for response in call:
+            reader.take(response)
+    finally:
+        call.cancel()
+    return reader.finish()
+
+
+async def _read_async(call: Any, reader: _Reader[_R_co]) -> _R_co:  # as above
+    try:
+        async for response in call:
+            reader.take(checked_message(response))
+    finally:
+        call.cancel()
+    return reader.finish()
 
 
 @contextmanager

@@ -88,10 +88,11 @@ class HeadReader:
             StreamError: a chunk out of order, or a size that this teacher's head cannot have.
             FingerprintMismatchError: the teacher has become another.
         """
-        check_fingerprint(message.fingerprint, self._teacher.fingerprint)
         if self._joiner is None:
             self.expect(message.fingerprint, message.total_bytes)
             self._joiner = Joiner([message.total_bytes], max_bytes=self._max_bytes)
+        else:
+            check_fingerprint(message.fingerprint, self._teacher.fingerprint)
         self._joiner.add(message.offset, message.data)
 
     def finish(self) -> OutputHead:

@@ -32,7 +32,6 @@ from stillhouse.http_connection import Connections, Ongoing
 from stillhouse.http_forms import (
     FINGERPRINT_HEADER,
     LOGITS_PATH,
-    MAX_REQUEST_BYTES,
     MESSAGE_TYPE,
     OUTPUT_HEAD_PATH,
     PAYLOAD_TYPE,
@@ -50,9 +49,6 @@ _MAX_DESCRIPTION_BYTES = 64 * 2**20
 
 class HttpCalls:
     """Calls to one teacher."""
-
-    max_request_bytes = MAX_REQUEST_BYTES
-    """The largest message that is sent."""
 
     def __init__(self, address: str, context: ssl.SSLContext | None) -> None:
         """Name a teacher; nothing is sent yet. `context` is of its TLS; None is what this machine trusts.

@@ -14,6 +14,8 @@ from collections.abc import Sequence as SequenceOf
 
 import httptools
 
+from stillhouse.chunks import left_of
+
 # Line and headers of an answer.
 _MAX_HEAD_BYTES = 2**16
 _READ_BYTES = 2**16
@@ -93,7 +95,7 @@ class Response:
             if not count:
                 raise ConnectionResetError(f"the connection was closed {self._left} bytes before the answer's end")
             self._left -= count
-            rest = _after(rest, count)
+            rest = left_of(rest, count)
         self._is_whole = self._is_whole or not self._left
 
     # What the parser says.
@@ -156,16 +158,7 @@ def _filled(views: SequenceOf[memoryview], come: bytearray) -> list[memoryview]:
         if taken == len(come):
             break
     del come[:taken]
-    return _after(views, taken)
-
-
-def _after(views: SequenceOf[memoryview], count: int) -> list[memoryview]:
-    """Return what is left of views of which so many bytes are filled."""
-    for index, view in enumerate(views):
-        if count < len(view):
-            return [view[count:], *views[index + 1 :]]
-        count -= len(view)
-    return []
+    return left_of(views, taken)
 
 
 def seconds_left(deadline: float) -> float:

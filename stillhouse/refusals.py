@@ -10,7 +10,14 @@ import json
 import math
 from typing import Any
 
-from stillhouse.errors import TEACHER_ERROR_BY_NAME, OverloadedError, TeacherError, TeacherInternalError
+from stillhouse.errors import (
+    TEACHER_ERROR_BY_NAME,
+    OverloadedError,
+    TeacherError,
+    TeacherInternalError,
+    TeacherTimeoutError,
+    TeacherUnavailableError,
+)
 from stillhouse.http_forms import ERROR_URN
 
 MAX_REFUSAL_BYTES = 2**16
@@ -18,10 +25,10 @@ MAX_REFUSAL_BYTES = 2**16
 
 _MAX_DETAIL_CHARACTERS = 2000
 
-# Two classes share no status but those that are told apart by name; what proxies answer for a teacher that is away.
+# Each class has a status of its own; the last two are what proxies answer for a teacher that is away.
 _BY_STATUS = {error.http_status: error for error in TEACHER_ERROR_BY_NAME.values()} | {
-    502: TEACHER_ERROR_BY_NAME["TeacherUnavailableError"],
-    408: TEACHER_ERROR_BY_NAME["TeacherTimeoutError"],
+    502: TeacherUnavailableError,
+    408: TeacherTimeoutError,
 }
 
 
@@ -46,8 +53,9 @@ def _overloaded(message: str, retry_after: str | None, problem: dict[str, Any]) 
     exact = problem.get("retry_after_seconds")
     if isinstance(exact, int | float) and 0 <= exact < math.inf:
         return OverloadedError(message, float(exact))
-    is_given = retry_after is not None and retry_after.isdecimal() and len(retry_after) < 10
-    return OverloadedError(message, float(retry_after) if is_given and retry_after else math.inf)
+    if retry_after is not None and retry_after.isdecimal() and len(retry_after) < 10:
+        return OverloadedError(message, float(retry_after))
+    return OverloadedError(message, math.inf)
 
 
 def _problem(body: bytes) -> dict[str, Any]:

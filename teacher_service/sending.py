@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from stillhouse.answer_messages import Buffer
+from stillhouse.chunks import left_of
 
 # What the system takes at once.
 _MOST_PARTS = 512
@@ -27,8 +28,4 @@ def send_at_once(connection: socket.socket, parts: Sequence[Buffer]) -> Sequence
         sent = connection.sendmsg(parts[:_MOST_PARTS])
     except OSError:
         return parts  # it is full; or broken, which the transport finds by itself
-    for index, part in enumerate(parts):
-        if sent < len(part):
-            return [memoryview(part)[sent:], *parts[index + 1 :]]
-        sent -= len(part)
-    return []
+    return left_of(parts, sent)

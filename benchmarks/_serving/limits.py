@@ -21,10 +21,10 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
-import httptools
 import numpy as np
 import xxhash
 
+from benchmarks._serving.bare_http import BareHttp
 from benchmarks.peers.loading import PATIENCE_SECONDS, Ask, load, load_async
 from benchmarks.peers.speaking import announce, speak
 from benchmarks.peers.table import QUESTIONS, SETTINGS, Floats, Ids, Setting, look_up, question, table
@@ -70,31 +70,18 @@ class _Ready(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic to it
             yield answer[start : start + CHUNK_BYTES]
 
 
-class _Http(asyncio.Protocol):
+class _Http(BareHttp):
     """Answers each body by the rows that its ids name."""
 
     def __init__(self, logits: Floats) -> None:
         self._logits = logits
-        self._body = b""
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport: Any = transport
-        self._parser = httptools.HttpRequestParser(self)
-
-    def data_received(self, data: bytes) -> None:
-        self._parser.feed_data(data)
-
-    def on_body(self, body: bytes) -> None:
-        """Take some of the body."""
-        self._body += body
-
-    def on_message_complete(self) -> None:
+    def take(self, body: bytes) -> None:
         """Answer."""
-        rows = look_up(self._logits, np.frombuffer(self._body, np.int32)).data.cast("B")
-        self._body = b""
+        rows = look_up(self._logits, np.frombuffer(body, np.int32)).data.cast("B")
         length = _DIGEST_BYTES + len(rows)
         head = b"HTTP/1.1 200 OK\r\ncontent-type: application/octet-stream\r\ncontent-length: %d\r\n\r\n" % length
-        self._transport.writelines([head + xxhash.xxh3_64_digest(rows), rows])
+        self.transport.writelines([head + xxhash.xxh3_64_digest(rows), rows])
 
 
 def serve() -> None:

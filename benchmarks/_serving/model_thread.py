@@ -18,12 +18,11 @@ import socket
 import threading
 import time
 from collections.abc import Sequence as SequenceOf
-from typing import Any
 
-import httptools
 import torch
 from torch import Tensor
 
+from benchmarks._serving.bare_http import BareHttp
 from benchmarks._serving.table_service import request_about
 from benchmarks.peers.loading import PATIENCE_SECONDS, Ask, load
 from benchmarks.peers.speaking import announce, speak
@@ -52,29 +51,23 @@ Asked = tuple["_Http", list[int], int]
 """Whom to answer, about which ids, and how much of each row."""
 
 
-class _Http(asyncio.Protocol):
+class _Http(BareHttp):
     """One connection."""
 
     def __init__(self, waiting: queue.SimpleQueue[Asked]) -> None:
         self._waiting = waiting
-        self._body = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport: Any = transport
+        super().connection_made(transport)
         self._socket = socket_of(transport)
-        self._parser = httptools.HttpRequestParser(self)
 
-    def data_received(self, data: bytes) -> None:
-        self._parser.feed_data(data)
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._socket.close()
 
-    def on_body(self, body: bytes) -> None:
-        """Take some of the body."""
-        self._body += body
-
-    def on_message_complete(self) -> None:
+    def take(self, body: bytes) -> None:
         """Queue the request."""
-        request = pb.ComputeLogitsRequest.FromString(self._body).request
-        self._body = b""
+        request = pb.ComputeLogitsRequest.FromString(body).request
         self._waiting.put((self, [one.token_ids[0] for one in request.sequences], request.vocabulary_size))
 
     def answer(self, payloads: SequenceOf[memoryview]) -> None:
@@ -83,10 +76,10 @@ class _Http(asyncio.Protocol):
         parts = answer_parts(RawAnswer(payloads, "0" * 32, timing, 0))
         size = sum(map(len, parts))
         rest: SequenceOf[Buffer] = [_HEAD % size, *parts]
-        if size > _LARGE_BYTES and not self._transport.get_write_buffer_size():
+        if size > _LARGE_BYTES and not self.transport.get_write_buffer_size():
             rest = send_at_once(self._socket, rest)
         if rest:
-            self._transport.writelines(rest)
+            self.transport.writelines(rest)
 
 
 def _compute(waiting: queue.SimpleQueue[Asked], logits: Tensor, loop: asyncio.AbstractEventLoop) -> None:

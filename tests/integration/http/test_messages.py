@@ -54,6 +54,11 @@ def body(request: LogitsRequest) -> bytes:
     return pb.ComputeLogitsRequest(request=request_to_proto(request)).SerializeToString()
 
 
+def raw(kind: str, data: bytes) -> bytes:
+    head = f"POST /v1/logits HTTP/1.1\r\nhost: t\r\ncontent-type: {kind}\r\ncontent-length: {len(data)}\r\n\r\n"
+    return head.encode() + data
+
+
 def http_client(service: TeacherService, **options: Any) -> AsyncTeacherClient:
     return AsyncTeacherClient(f"http://127.0.0.1:{service.http_port}", **{"max_attempts": 1, **options})
 
@@ -236,8 +241,7 @@ async def test_a_caller_that_reads_nothing_is_given_up(serve_teacher: ServeTeach
     async with serve_teacher(None, FixtureBackend(4000), send_stall_seconds=0.3) as service:
         reader, writer = await asyncio.open_connection("127.0.0.1", service.http_port, limit=1024)
         data = body(request)
-        head = f"POST /v1/logits HTTP/1.1\r\nhost: t\r\ncontent-type: {MESSAGE}\r\ncontent-length: {len(data)}\r\n\r\n"
-        writer.write(head.encode() + data)
+        writer.write(raw(MESSAGE, data))
         await reader.readuntil(b"\r\n\r\n")
         await until(lambda: value(service, "teacher_held_bytes") > 0)
         await until_empty(service)
@@ -256,8 +260,7 @@ async def test_a_caller_that_reads_slowly_has_all_of_its_answer(
         expected = await theirs.answer(request)
         reader, writer = await asyncio.open_connection("127.0.0.1", service.http_port, limit=2**16)
         data = body(request)
-        head = f"POST /v1/logits HTTP/1.1\r\nhost: t\r\ncontent-type: {MESSAGE}\r\ncontent-length: {len(data)}\r\n\r\n"
-        writer.write(head.encode() + data)
+        writer.write(raw(MESSAGE, data))
         said = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
         length = int(said.partition("content-length: ")[2].partition("\r\n")[0])
         read = bytearray()
@@ -279,8 +282,7 @@ async def test_requests_sent_one_behind_the_other_are_answered_in_their_order(se
                  (MESSAGE, body(asked[2]))]  # fmt: skip
         reader, writer = await asyncio.open_connection("127.0.0.1", service.http_port)
         for kind, data in kinds:
-            head = f"POST /v1/logits HTTP/1.1\r\nhost: t\r\ncontent-type: {kind}\r\ncontent-length: {len(data)}\r\n\r\n"
-            writer.write(head.encode() + data)
+            writer.write(raw(kind, data))
         came = []
         for kind, _ in kinds:
             said = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
