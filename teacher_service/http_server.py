@@ -21,7 +21,7 @@ from stillhouse.answer_messages import Buffer
 from stillhouse.http_forms import PROBLEM_TYPE
 from teacher_service.http_door.problems import problem_text
 from teacher_service.http_door.wire import set_wire
-from teacher_service.sending import send_at_once, socket_of
+from teacher_service.sending import Sender
 
 _LISTEN_BACKLOG = 2048
 
@@ -33,8 +33,6 @@ _KEEP_ALIVE_SECONDS = 30
 _MAX_HEAD_BYTES = 32 * 1024
 # What is handed to the socket before whoever answers waits: large enough that the socket never waits for us.
 _WRITE_BUFFER_BYTES = 2**20
-# From here on it is worth the while to let others run while the system copies.
-_LARGE_BYTES = 2**18
 _HEAD_TOO_LONG = f"the request's line and headers are over the limit of {_MAX_HEAD_BYTES} bytes"
 
 
@@ -104,14 +102,13 @@ class _BoundedProtocol(HttpToolsProtocol):
     config: _Config
     _waiting_for_head: asyncio.TimerHandle | None = None
     _waiting_for_reader: asyncio.TimerHandle | None = None
-    # The transport's own, once something large has been sent.
-    _socket: socket.socket | None = None
     # Of the head that is coming: bytes as they come, and those of the fields that have come whole.
     _is_in_head = _has_ended_one = False
     _head_bytes = _told_bytes = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as its base
         self.watchers: set[Callable[[], None]] = set()
+        self.sender = Sender(transport)
         super().connection_made(transport)
         if len(self.connections) > self.config.max_connections:
             transport.abort()
@@ -163,8 +160,7 @@ class _BoundedProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop("_waiting_for_head")
         self._stop("_waiting_for_reader")
-        if self._socket is not None:
-            self._socket.close()
+        self.sender.close()
         super().connection_lost(exc)
         for watcher in tuple(self.watchers):
             watcher()
@@ -176,20 +172,6 @@ class _BoundedProtocol(HttpToolsProtocol):
     def resume_writing(self) -> None:
         self._stop("_waiting_for_reader")
         super().resume_writing()
-
-    def write(self, parts: Sequence[Buffer]) -> None:
-        """Send parts, one behind the other."""
-        rest = self._send_now(parts) if sum(map(len, parts)) > _LARGE_BYTES else parts
-        if rest:
-            self.transport.writelines(rest)
-
-    def _send_now(self, parts: Sequence[Buffer]) -> Sequence[Buffer]:
-        """Send what the socket takes at once, unless something waits before it; return the rest."""
-        if self.scheme != "http" or self.transport.get_write_buffer_size():
-            return parts
-        if self._socket is None:
-            self._socket = socket_of(self.transport)
-        return send_at_once(self._socket, parts)
 
     def _head_is_here(self) -> bool:
         """Return whether a request is being read or answered, whose head has come."""
@@ -248,7 +230,7 @@ class _Wire:
         # What uvicorn would count of it.
         cycle.expected_content_length -= sum(map(len, parts))
         if not (cycle.disconnected or protocol.transport.is_closing()):
-            protocol.write([*self._held.kept, *parts])
+            protocol.sender.write([*self._held.kept, *parts])
 
 
 class _Held:

@@ -27,7 +27,7 @@ from benchmarks._serving.table_service import request_about
 from benchmarks.peers.loading import PATIENCE_SECONDS, Ask, load
 from benchmarks.peers.speaking import announce, speak
 from benchmarks.peers.table import SETTINGS, Ids, Setting, table
-from stillhouse.answer_messages import Buffer, RawAnswer, answer_parts
+from stillhouse.answer_messages import RawAnswer, answer_parts
 from stillhouse.answer_reading import receive_answer
 from stillhouse.codec import Draft, decode_payloads
 from stillhouse.http_address import HttpAddress
@@ -39,11 +39,9 @@ from stillhouse.teacher.v1 import teacher_service_pb2 as pb
 from teacher_service import event_loop
 from teacher_service.freed_memory import keep_freed_memory
 from teacher_service.garbage import look_for_garbage_seldom
-from teacher_service.sending import send_at_once, socket_of
+from teacher_service.sending import Sender
 
 _HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: application/protobuf\r\ncontent-length: %d\r\n\r\n"
-# As the service sends such answers.
-_LARGE_BYTES = 2**18
 # As the service of `table_service` batches.
 _BATCH_SEQUENCES = SETTINGS["large"].sequences
 
@@ -59,11 +57,11 @@ class _Http(BareHttp):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
-        self._socket = socket_of(transport)
+        self._sender = Sender(transport)
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
-        self._socket.close()
+        self._sender.close()
 
     def take(self, body: bytes) -> None:
         """Queue the request."""
@@ -74,12 +72,7 @@ class _Http(BareHttp):
         """Send."""
         timing = pb.Timing(queue_seconds=1.0, compute_seconds=1.0, encode_seconds=1.0)
         parts = answer_parts(RawAnswer(payloads, "0" * 32, timing, 0))
-        size = sum(map(len, parts))
-        rest: SequenceOf[Buffer] = [_HEAD % size, *parts]
-        if size > _LARGE_BYTES and not self.transport.get_write_buffer_size():
-            rest = send_at_once(self._socket, rest)
-        if rest:
-            self.transport.writelines(rest)
+        self._sender.write([_HEAD % sum(map(len, parts)), *parts])
 
 
 def _compute(waiting: queue.SimpleQueue[Asked], logits: Tensor, loop: asyncio.AbstractEventLoop) -> None:
