@@ -45,7 +45,12 @@ class TeacherSettings(BaseSettings):
     """The settings of one teacher service."""
 
     model_config = SettingsConfigDict(
-        env_prefix=ENV_PREFIX, extra="forbid", frozen=True, env_ignore_empty=True, use_attribute_docstrings=True
+        defer_build=True,
+        env_prefix=ENV_PREFIX,
+        extra="forbid",
+        frozen=True,
+        env_ignore_empty=True,
+        use_attribute_docstrings=True,
     )
 
     backend: str = "transformers"

@@ -48,7 +48,7 @@ def _share(value: object) -> object:
 class CaptureSettings(BaseModel):
     """What is captured, from whom, and how. Times are in seconds, sizes in bytes unless a name says otherwise."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True, use_attribute_docstrings=True)
 
     output_dir: Path
     """Folder of the store; run again with the same flags, a capture goes on there."""

@@ -38,7 +38,7 @@ Sources = Annotated[tuple[str, ...], AfterValidator(_named)]
 class DataSpec(BaseModel):
     """A corpus and its preparation."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
     sources: Sources = Field(
         min_length=1,

@@ -21,7 +21,7 @@ Layers = Annotated[tuple[int, ...], BeforeValidator(_layers)]
 class Strict(BaseModel):
     """A part of the schema: unknown keys refused, values never changed after they were checked."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True, allow_inf_nan=False)
 
     @model_validator(mode="before")
     @classmethod
