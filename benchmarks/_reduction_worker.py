@@ -102,7 +102,7 @@ def main() -> None:
         collectives = ProcessGroupCollectives(group, rank, world_size, 0)
     stepper = Stepper(make_model(Size(vocabulary, hidden, layers)), collectives)
     contestants = {f"{kind}-{shards}": stepper.contestant(kind, shards) for shards in SHARDS for kind in KINDS}
-    timings = interleave(contestants, rounds)
+    timings = interleave(contestants, rounds, warm_up_rounds=1)
     if rank == 0:
         seconds = {name: (timing.minimum, timing.median, timing.maximum) for name, timing in timings.items()}
         print(json.dumps({"elements": stepper.num_elements, "seconds": seconds}))

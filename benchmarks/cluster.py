@@ -7,7 +7,9 @@ each gives, how busy each part is, which is the first at its limit; and what one
 
 from __future__ import annotations
 
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from multiprocessing import get_context
 
 from benchmarks._cluster.bounds import chain_seconds, least_step_seconds
 from benchmarks._cluster.checks import law_points, service_points
@@ -42,12 +44,17 @@ def measure(quick: bool) -> Result:
     worst = max(point.ratio for point in laws)
     table: list[dict[str, Value]] = [point.row() for point in (*laws, *real)]
     assert worst < LAW_TOLERANCE, [point.row() for point in laws if point.ratio >= LAW_TOLERANCE]
-    table += [_row("scenario", one, _simulate(one)) for one in (map(_small, grid(quick=True)) if quick else grid())]
+    scenarios = list(map(_small, grid(quick=True)) if quick else grid())
+    told = list(changes())
+    changed = [_small(change.cluster) if quick else change.cluster for change in told]
+    # Each is the work of one thread.
+    with ProcessPoolExecutor(mp_context=get_context("forkserver")) as pool:
+        of_scenarios, of_changes = (list(pool.map(_simulate, some)) for some in (scenarios, changed))
+    table += [_row("scenario", *each) for each in zip(scenarios, of_scenarios, strict=True)]
     outcomes: dict[str, tuple[Cluster, Outcome]] = {}
-    for change in changes():
-        one = _small(change.cluster) if quick else change.cluster
-        outcomes[change.name] = one, _simulate(one)
-        table.append({**_row("change", *outcomes[change.name]), "what": change.what})
+    for change, one, outcome in zip(told, changed, of_changes, strict=True):
+        outcomes[change.name] = one, outcome
+        table.append({**_row("change", one, outcome), "what": change.what})
     (new, of_new), (remembered, of_remembered) = outcomes["new"], outcomes["remembered"]
     figures = {
         "simulated_over_measured_requests_s": simulated_over_measured,

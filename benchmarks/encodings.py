@@ -119,6 +119,8 @@ class _Texts:
         self._teacher = [teacher.head(rows) for rows in self._hidden]
         self._head = teacher.output_head()
         self.num_positions = sum(map(len, self._teacher))
+        # Answers that are small and do not hang on the student; each is asked for by several forms and students.
+        self._coded: dict[tuple[int, Encoding, float], bytes] = {}
 
     def cut_student(self, layers: tuple[int, ...]) -> None:
         """Let the teacher's model with these layers be the student."""
@@ -135,7 +137,7 @@ class _Texts:
         """Encode, code to bytes, read again, and write the gradient of what was read."""
         num_bytes, kept, kl = 0, None, 0.0
         for index, rows in enumerate(torch.split(gradient, SEQUENCE_TOKENS)):
-            data = encode_payload(self._answer(index, form.encoding, temperature))
+            data = self._code(index, form.encoding, temperature)
             num_bytes += len(data)
             payload = decode_payload(data)
             part = kd_loss_and_gradient(
@@ -154,6 +156,15 @@ class _Texts:
                 masses = zip(self._teacher[index], named, strict=True)
                 kept = (kept or 0.0) + sum(float((row / temperature).softmax(-1)[ids].sum()) for row, ids in masses)
         return Learnt(num_bytes, None if kept is None else kept / self.num_positions, kl)
+
+    def _code(self, index: int, encoding: Encoding, temperature: float) -> bytes:
+        key = index, encoding, temperature
+        data = self._coded.get(key)
+        if data is None:
+            data = encode_payload(self._answer(*key))
+            if isinstance(encoding, TopK | Sampled):
+                self._coded[key] = data
+        return data
 
     def _answer(self, index: int, encoding: Encoding, temperature: float) -> Payload:
         sequence, logits = self._sequences[index], self._teacher[index]
