@@ -25,9 +25,9 @@ from pathlib import Path
 import pytest
 
 from stillhouse.processes import Child
-from tests.docs import forked
+from tests import forked
 from tests.docs.pages import ROOT, Command, fences, words_of
-from tests.torture.service_process import free_port
+from tests.torture.service_process import OwnProcess, free_port, wait_until
 
 SECONDS = 240.0
 """For one command, on a machine that does much else."""
@@ -134,9 +134,11 @@ class Place:
 
     def _run_forked(self, text: str) -> tuple[int, str, str]:
         """Run a command of ours; return its status, what it printed, and that with its log."""
-        running = forked.start(words_of(text)[1:], self.folder, self._environment())
-        status = running.ended(SECONDS)
-        return status, running.stdout.read_text(encoding="utf-8"), running.said()
+        done = forked.run(self._argv(text), cwd=self.folder, env=self._environment(), timeout=SECONDS)
+        return done.returncode, done.stdout, done.stdout + done.stderr
+
+    def _argv(self, text: str) -> list[str]:
+        return [sys.executable, "-m", "stillhouse", *words_of(text)[1:]]
 
     def _run_in_a_shell(self, text: str) -> tuple[int, str, str]:
         done = subprocess.run(
@@ -201,15 +203,19 @@ class Place:
 
     def _interrupt(self, text: str) -> None:
         """Send Ctrl-C once a step has been done; it must end as the pages promise."""
-        running = forked.start(words_of(text)[1:], self.folder, self._environment())
-        deadline = time.monotonic() + SECONDS
-        while not any('"event": "step"' in path.read_text() for path in self.folder.glob("runs/*/metrics.jsonl")):
-            assert running.process.exitcode is None, running.said()
-            assert time.monotonic() < deadline, running.said()
-            time.sleep(0.02)
-        assert running.process.pid is not None
-        os.kill(running.process.pid, signal.SIGINT)
-        assert running.ended(SECONDS) == 143, running.said()
+        log = self.folder / "interrupted.log"
+        process = OwnProcess(self._argv(text), log, self._environment(), self.folder)
+        wait_until(
+            lambda: (
+                process.poll() is not None
+                or any('"event": "step"' in path.read_text() for path in self.folder.glob("runs/*/metrics.jsonl"))
+            ),
+            SECONDS,
+            "a step",
+        )
+        assert process.poll() is None, process.tail()
+        process.signal(signal.SIGINT)
+        assert process.ended(SECONDS) == 143, process.tail()
 
 
 def _finds_only_this_machine_wanting(printed: str) -> bool:

@@ -12,7 +12,6 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from tests.docs.forked import prepare
 from tests.docs.pages import PAGES, ROOT, Command, commands
 from tests.docs.running import Place, Reader, needs, runs
 from tests.e2e.conftest import serving
@@ -63,7 +62,6 @@ def reader(models: dict[str, Path], valkey: str, tmp_path_factory: pytest.TempPa
         "PYTHONPATH": str(ROOT),
         "SLURM_ARRAY_TASK_ID": "3",
     }
-    prepare(environment)
     with serving(folder, *model) as addresses:
         yield Reader(
             names={

@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from stillhouse.processes import Child
+from tests import forked
+from tests.torture.service_process import OwnProcess, wait_until
 
 READY_SECONDS = 90.0
 RUN_SECONDS = 120.0
@@ -31,13 +31,13 @@ def serving(folder: Path, *flags: str) -> Iterator[dict[str, str]]:
     ready = folder / "ready.json"
     argv = [sys.executable, "-m", "teacher_service", "serve", *flags]
     argv += ["--grpc-port", "0", "--http-port", "0", "--ready-file", str(ready)]
-    with Child("teacher", argv, folder / "teacher.log", ENVIRONMENT) as child:
-        deadline = time.monotonic() + READY_SECONDS
-        while not ready.exists():
-            assert child.poll() is None, child.tail()
-            assert time.monotonic() < deadline, child.tail()
-            time.sleep(0.05)
+    process = OwnProcess(argv, folder / "teacher.log", ENVIRONMENT)
+    try:
+        wait_until(lambda: ready.exists() or process.poll() is not None, READY_SECONDS, "the teacher's start")
+        assert process.poll() is None, process.tail()
         yield json.loads(ready.read_text(encoding="utf-8"))
+    finally:
+        process.stop()
 
 
 @pytest.fixture(scope="session")
@@ -108,13 +108,10 @@ def train(student_argv: Callable[..., list[str]], student_environment: dict[str,
     """Runs a student to its end, and returns the finished process with its output."""
 
     def run(output_dir: Path, *words: str, **keys: Any) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
+        return forked.run(
             [*student_argv(output_dir, **keys), *words],
             env={**os.environ, **student_environment},
-            capture_output=True,
-            text=True,
             timeout=RUN_SECONDS,
-            check=False,
         )
 
     return run

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
+from tests import forked
 from tests.e2e.test_student_runs import records
 
 STEPS = 4
@@ -51,13 +52,10 @@ def argv(recipe: Path, *words: str) -> list[str]:
 
 
 def compare(recipe: Path, environment: dict[str, str], *words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
+    return forked.run(
         argv(recipe, *words),
         env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
         timeout=280,
-        check=False,
     )
 
 
@@ -123,9 +121,7 @@ def test_an_interrupted_comparison_goes_on_where_it_stood(
     folder, gate = tmp_path / "arms", tmp_path / "between-steps@2.go"
     held = {"STILLHOUSE_FAILPOINTS": "between-steps@2=hold", "STILLHOUSE_FAILPOINTS_DIR": str(tmp_path)}
     gate.touch()
-    process = subprocess.Popen(
-        argv(recipe, "--output-dir", str(folder)), env={**os.environ, **student_environment, **held}, text=True
-    )
+    process = forked.Popen(argv(recipe, "--output-dir", str(folder)), env={**os.environ, **student_environment, **held})
 
     def wait_for(pattern: str, words: str = "") -> None:
         deadline = time.monotonic() + 120

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,14 +15,15 @@ import torch
 from safetensors.torch import load_file
 
 from student_worker.elastic.lighthouse import Lighthouse
+from tests import forked
 
 WAIT_SECONDS = 120.0
 STEPS = 150
 
-Start = Callable[..., "subprocess.Popen[str]"]
+Start = Callable[..., "forked.Popen"]
 
 
-def wait_until(condition: Callable[[], bool], what: str, *processes: subprocess.Popen[str]) -> None:
+def wait_until(condition: Callable[[], bool], what: str, *processes: forked.Popen) -> None:
     deadline = time.monotonic() + WAIT_SECONDS
     while not condition():
         for process in processes:
@@ -54,12 +54,12 @@ def environment(student_environment: dict[str, str]) -> dict[str, str]:
 @pytest.fixture
 def start(student_argv: Callable[..., list[str]], environment: dict[str, str], tmp_path: Path) -> Iterator[Start]:
     """Starts the command, its output in a file of its own, and leaves none behind."""
-    started: list[subprocess.Popen[str]] = []
+    started: list[forked.Popen] = []
 
-    def run(output_dir: Path, **keys: Any) -> subprocess.Popen[str]:
+    def run(output_dir: Path, **keys: Any) -> forked.Popen:
         with (tmp_path / f"worker-{len(started)}.txt").open("w") as log:
             argv = student_argv(output_dir, max_steps=STEPS, save_steps=20, micro_shards=2, prefetch_steps=2, **keys)
-            started.append(subprocess.Popen(argv, env=environment, stdout=log, stderr=log, text=True))
+            started.append(forked.Popen(argv, env=environment, stdout=log, stderr=log))
         return started[-1]
 
     yield run

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from student_worker.elastic.lighthouse import Lighthouse
+from tests import forked
 
 WORKER = str(Path(__file__).with_name("elastic_worker.py"))
 STEPS = 40
@@ -34,15 +35,14 @@ class Workers:
     def __init__(self, output: Path, lighthouse: str) -> None:
         self.output = output
         self.lighthouse = lighthouse
-        self.processes: list[subprocess.Popen[str]] = []
+        self.processes: list[forked.Popen | subprocess.Popen[str]] = []
 
-    def start(self, worker_id: str, *flags: str, steps: int = STEPS) -> subprocess.Popen[str]:
+    def start(self, worker_id: str, *flags: str, steps: int = STEPS) -> forked.Popen:
         arguments = [str(self.output), str(steps), "--lighthouse", self.lighthouse, "--worker-id", worker_id, *flags]
-        process = subprocess.Popen(
+        process = forked.Popen(
             [sys.executable, WORKER, *arguments],
             env={**os.environ, "OMP_NUM_THREADS": "1", "RUST_LOG": "warn"},
             stderr=subprocess.PIPE,
-            text=True,
         )
         self.processes.append(process)
         return process
@@ -71,7 +71,7 @@ def workers(tmp_path: Path) -> Iterator[Workers]:
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> str:
     output = tmp_path_factory.mktemp("solo")
-    subprocess.run([sys.executable, WORKER, str(output), str(STEPS)], check=True, timeout=WAIT_SECONDS)
+    forked.run([sys.executable, WORKER, str(output), str(STEPS)], check=True, timeout=WAIT_SECONDS)
     return str(json.loads((output / "final-worker-0.json").read_text())["weights"])
 
 
@@ -144,7 +144,9 @@ def test_a_worker_that_is_told_to_stop_finishes_its_step_and_the_others_lose_non
     wait_until(lambda: any(entry["world"] == 2 for entry in workers.steps("worker-1")), "a step of two workers")
     leaver.terminate()
     assert leaver.wait(WAIT_SECONDS) == 143
-    wait_until(lambda: workers.steps("worker-1")[-1]["world"] == 1, "a step of the other alone")
+    wait_until(
+        lambda: any(entry["world"] == 1 for entry in workers.steps("worker-1")[-1:]), "a step of the other alone"
+    )
     stayer.terminate()
     assert stayer.communicate(timeout=WAIT_SECONDS)[1] == ""  # no step was done again
     left, stayed = workers.steps("worker-0"), {entry["step"]: entry for entry in workers.steps("worker-1")}
@@ -162,7 +164,7 @@ def test_a_frozen_peer_is_dropped_and_heals_when_it_wakes(workers: Workers, undi
     wait_until(lambda: workers.steps("worker-0")[-1]["world"] == 1, "a step of the other alone")
     asleep = workers.steps("worker-0")[-1]["step"]
     sleeper.send_signal(signal.SIGCONT)
-    wait_until(lambda: workers.steps("worker-1")[-1]["step"] > asleep, "the sleeper's next step")
+    wait_until(lambda: any(entry["step"] > asleep for entry in workers.steps("worker-1")), "the sleeper's next step")
     assert workers.steps("worker-0")[-1]["step"] < STEPS
     assert [process.wait(WAIT_SECONDS) for process in (stayer, sleeper)] == [0, 0]
     assert {workers.weights("worker-0"), workers.weights("worker-1")} == {undisturbed}

