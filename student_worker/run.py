@@ -14,6 +14,7 @@ import structlog
 
 from stillhouse.cli.main import EXIT_DONE, EXIT_INTERRUPTED
 from stillhouse.data import Sample
+from stillhouse.data.preparation import check_sources
 from stillhouse.encoding_text import format_encoding
 from stillhouse.errors import CheckpointError, GuardError, StillhouseError, StoreError, TeacherError
 from stillhouse.logs import configure_logging
@@ -74,6 +75,7 @@ def run(recipe: Recipe) -> int:
     recipe = own_folder(recipe)
     assemble.check_group(recipe)
     check_callbacks(recipe)
+    check_sources(recipe.data)
     configure_logging(worker=recipe.worker_index)
     end_tracing = configure_tracing("stillhouse-student")
     silence_transformers()

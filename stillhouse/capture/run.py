@@ -28,6 +28,7 @@ from stillhouse.cli.main import EXIT_DONE, EXIT_INTERRUPTED
 from stillhouse.client import TeacherClient
 from stillhouse.credentials import credentials_for
 from stillhouse.data import PackedDataset
+from stillhouse.data.preparation import check_sources
 from stillhouse.disk import folder_bytes, free_disk
 from stillhouse.encodings import Encoding, Hidden
 from stillhouse.errors import FingerprintMismatchError, StoreError
@@ -102,6 +103,8 @@ class _Capture:
             _ = self._corpus_of(settings.model or str(settings.backend)).prepared  # its faults are told before a start
             flags = {name: getattr(settings, name) for name in OWN_TEACHER}
             self._own = self._open_parts.enter_context(own_teacher(flags))
+        else:
+            check_sources(settings.data)
         client = self._client(settings.request_timeout_seconds)
         teacher = PatientTeacher(client, settings.teacher_wait_seconds, self._stopping)
         description = teacher.call(lambda: client.describe(include_tokens=True))

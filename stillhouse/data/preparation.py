@@ -39,6 +39,15 @@ class Progress:
     tokens: int
 
 
+def check_sources(spec: DataSpec) -> tuple[tuple[Source, ...], tuple[Source, ...]]:
+    """Return what the names of a corpus stand for, and those of its held-out part; nothing is read yet.
+
+    Raises:
+        DataError: a name that stands for nothing, as is well told before anybody waits for a teacher.
+    """
+    return resolve(spec.sources, spec), resolve(spec.held_out_sources, spec)
+
+
 def prepare(
     spec: DataSpec,
     tokenizer: PreTrainedTokenizerBase | None,
@@ -60,8 +69,7 @@ def prepare(
     from stillhouse.fingerprint import fingerprint, tokens_fingerprint
 
     cache = Cache(Path(cache_dir) if cache_dir is not None else default_cache_dir())
-    sources = resolve(spec.sources, spec)
-    held_out = resolve(spec.held_out_sources, spec)
+    sources, held_out = check_sources(spec)
     _check_effects(spec, (*sources, *held_out))
     tokens = () if tokenizer is None else tokenizer_tokens(tokenizer)
     content = [[source.content(cache.file_digest) for source in group] for group in (sources, held_out)]

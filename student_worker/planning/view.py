@@ -13,6 +13,7 @@ import threading
 from rich.console import Console
 from rich.table import Table
 
+from stillhouse.data.preparation import check_sources
 from stillhouse.disk import shown
 from stillhouse.logs import configure_logging
 from stillhouse.models import pick_device, silence_transformers
@@ -37,6 +38,7 @@ def show_plan(recipe: Recipe, *, workers: int, as_json: bool) -> None:
     check_output_dir(recipe)
     assemble.check_group(recipe)
     check_callbacks(recipe)
+    check_sources(recipe.data)
     configure_logging(worker=recipe.worker_index)
     silence_transformers()
     with Answering(recipe, threading.Event()) as answering:

@@ -119,6 +119,7 @@ def test_a_checkpoint_of_another_recipe_is_refused(train: Any, one_worker: Path)
     [
         ({"alpha": 1.5}, "alpha"),
         ({"keep_layers": "0-7"}, "keep_layers"),
+        ({"teacher": "127.0.0.1:1", "data": "nowhere.txt"}, "nowhere.txt does not exist"),
         ({"teacher": "127.0.0.1:1", "teacher_wait_seconds": 0, "request_timeout_seconds": 1}, "127.0.0.1:1"),
         ({"data": "/nowhere/at/all.txt", "text_separator": None}, "/nowhere/at/all.txt"),
     ],

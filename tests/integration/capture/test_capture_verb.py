@@ -321,6 +321,13 @@ def test_an_address_where_nobody_answers_is_wrong_input(
     assert "teacher_wait_seconds, 0.5 s" in capsys.readouterr().err
 
 
+def test_a_corpus_that_is_not_there_is_told_before_a_teacher_is_waited_for(
+    capture: Capture, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert capture(tmp_path / "store", teacher="127.0.0.1:1", data=tmp_path / "nowhere.txt") == 2
+    assert "nowhere.txt does not exist" in capsys.readouterr().err
+
+
 def test_a_corpus_of_another_tokenizer_is_refused_with_the_first_id_that_differs(
     capture: Capture, tiny_llama_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
