@@ -14,7 +14,6 @@ import structlog
 
 from stillhouse.cli.main import EXIT_DONE, EXIT_INTERRUPTED
 from stillhouse.data import Sample
-from stillhouse.data.preparation import check_sources
 from stillhouse.encoding_text import format_encoding
 from stillhouse.errors import CheckpointError, GuardError, StillhouseError, StoreError, TeacherError
 from stillhouse.logs import configure_logging
@@ -26,7 +25,7 @@ from student_worker.answering import Answering
 from student_worker.app import HttpServer, bind, build_app
 from student_worker.cadence import Cadence
 from student_worker.callbacks.base import Callback
-from student_worker.callbacks.choose import check_callbacks, make_callbacks
+from student_worker.callbacks.choose import make_callbacks
 from student_worker.determinism import only_deterministic_kernels
 from student_worker.elastic.elastic_group import GroupLostError
 from student_worker.elastic.reduction import gradient_sum
@@ -36,6 +35,7 @@ from student_worker.metrics import WorkerMetrics
 from student_worker.page.page import RunPage
 from student_worker.parts import Outcome, Parts, SavesNothing
 from student_worker.patience import Interrupted, TeacherAwayError
+from student_worker.planning.beforehand import check_beforehand
 from student_worker.planning.preflight import Ready, identity, prepare_run
 from student_worker.recipe.schema import Recipe
 from student_worker.result import make_result
@@ -73,9 +73,7 @@ def run(recipe: Recipe) -> int:
     """
     check_output_dir(recipe)
     recipe = own_folder(recipe)
-    assemble.check_group(recipe)
-    check_callbacks(recipe)
-    check_sources(recipe.data)
+    check_beforehand(recipe)
     configure_logging(worker=recipe.worker_index)
     end_tracing = configure_tracing("stillhouse-student")
     silence_transformers()

@@ -13,13 +13,11 @@ import threading
 from rich.console import Console
 from rich.table import Table
 
-from stillhouse.data.preparation import check_sources
 from stillhouse.disk import shown
 from stillhouse.logs import configure_logging
 from stillhouse.models import pick_device, silence_transformers
-from student_worker import assemble
 from student_worker.answering import Answering
-from student_worker.callbacks.choose import check_callbacks
+from student_worker.planning.beforehand import check_beforehand
 from student_worker.planning.checked import check_run
 from student_worker.planning.model_size import ModelSize
 from student_worker.planning.plan import Plan, check_fits, make_plan
@@ -36,9 +34,7 @@ def show_plan(recipe: Recipe, *, workers: int, as_json: bool) -> None:
         StillhouseError: whatever a start of the run would refuse; what is only too large is printed first.
     """
     check_output_dir(recipe)
-    assemble.check_group(recipe)
-    check_callbacks(recipe)
-    check_sources(recipe.data)
+    check_beforehand(recipe)
     configure_logging(worker=recipe.worker_index)
     silence_transformers()
     with Answering(recipe, threading.Event()) as answering:

@@ -86,7 +86,7 @@ def test_a_run_that_was_interrupted_resumes_to_the_same_bits(
     try:
         deadline = time.monotonic() + 60
         while not (folder / "metrics.jsonl").exists() or not records(folder, "step"):
-            assert process.poll() is None
+            assert process.poll() is None, process.communicate()
             assert time.monotonic() < deadline
             time.sleep(0.01)
         process.send_signal(signal.SIGTERM)

@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -68,23 +69,19 @@ class OwnProcess:
         self, argv: list[str], log: Path, environment: dict[str, str] | None = None, folder: Path | None = None
     ) -> None:
         self._log = log
-        self._popen: forked.Popen | subprocess.Popen[bytes]
-        variables = {**os.environ, **(environment or {})}
+        # A command of ours is forked from a process that has no threads.
+        start: Callable[..., forked.Popen | subprocess.Popen[Any]] = (
+            forked.Popen if forked.can_fork(argv) else partial(subprocess.Popen, stdin=subprocess.DEVNULL)
+        )
         with log.open("ab") as output:
-            if forked.can_fork(argv):
-                self._popen = forked.Popen(
-                    argv, stdout=output, stderr=subprocess.STDOUT, env=variables, cwd=folder, start_new_session=True
-                )
-            else:
-                self._popen = subprocess.Popen(
-                    argv,
-                    stdin=subprocess.DEVNULL,
-                    stdout=output,
-                    stderr=subprocess.STDOUT,
-                    env=variables,
-                    cwd=folder,
-                    start_new_session=True,
-                )
+            self._popen = start(
+                argv,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, **(environment or {})},
+                cwd=folder,
+                start_new_session=True,
+            )
         self.pid = self._popen.pid
 
     def poll(self) -> int | None:

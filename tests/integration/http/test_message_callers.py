@@ -42,8 +42,7 @@ async def test_a_caller_that_reads_nothing_is_given_up(serve_teacher: ServeTeach
     request = about(*[500] * 4)
     async with serve_teacher(None, FixtureBackend(4000), send_stall_seconds=0.3) as service:
         reader, writer = await asyncio.open_connection("127.0.0.1", service.http_port, limit=1024)
-        data = body(request)
-        writer.write(raw(MESSAGE, data))
+        writer.write(raw(MESSAGE, body(request)))
         await reader.readuntil(b"\r\n\r\n")
         await until(lambda: value(service, "teacher_held_bytes") > 0)
         await until_empty(service)
@@ -61,8 +60,7 @@ async def test_a_caller_that_reads_slowly_has_all_of_its_answer(
     async with serve_teacher(None, FixtureBackend(500)) as service, grpc_client(service) as theirs:
         expected = await theirs.answer(request)
         reader, writer = await asyncio.open_connection("127.0.0.1", service.http_port, limit=2**16)
-        data = body(request)
-        writer.write(raw(MESSAGE, data))
+        writer.write(raw(MESSAGE, body(request)))
         said = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
         length = int(said.partition("content-length: ")[2].partition("\r\n")[0])
         read = bytearray()
